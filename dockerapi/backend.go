@@ -1,0 +1,124 @@
+// Package dockerapi serves the Docker Engine API over HTTP from a Backend, and nothing else: no state, no policy.
+//
+// Errors: a Backend answers with the classes of github.com/containerd/errdefs (ErrNotFound, ErrInvalidArgument,
+// ErrConflict, ErrAlreadyExists, ErrFailedPrecondition, ErrNotImplemented, ErrUnavailable, ErrPermissionDenied,
+// ErrUnauthenticated); one mapper turns them into docker's HTTP status codes.
+package dockerapi
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/system"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Filters are the API's filters: key → set of values, as the client sent them.
+type Filters map[string]map[string]bool
+
+// Progress sends one message of a JSON progress stream to the client.
+type Progress func(jsonstream.Message)
+
+// Backend is the daemon as the API needs it. Names are a container's name, id or unambiguous id prefix.
+type Backend interface {
+	SystemBackend
+	ContainerBackend
+	ExecBackend
+	ImageBackend
+}
+
+// SystemBackend answers about the daemon itself.
+type SystemBackend interface {
+	Info(ctx context.Context) (system.Info, error)
+	Version(ctx context.Context) (system.VersionResponse, error)
+	// Events calls send with every event from since on (zero: from now) until until (zero: for ever),
+	// ctx's end, or send's error.
+	Events(ctx context.Context, since, until time.Time, filters Filters, send func(events.Message) error) error
+	DiskUsage(ctx context.Context) (system.DiskUsage, error)
+}
+
+// ContainerBackend is the containers' part.
+type ContainerBackend interface {
+	ContainerCreate(ctx context.Context, name string, platform *ocispec.Platform, r container.CreateRequest) (container.CreateResponse, error)
+	ContainerStart(ctx context.Context, name string) error
+	// ContainerStop: timeout nil is the container's own (default 10 s); negative waits for ever.
+	ContainerStop(ctx context.Context, name, signal string, timeout *int) error
+	ContainerRestart(ctx context.Context, name, signal string, timeout *int) error
+	ContainerKill(ctx context.Context, name, signal string) error
+	ContainerPause(ctx context.Context, name string) error
+	ContainerUnpause(ctx context.Context, name string) error
+	ContainerRemove(ctx context.Context, name string, force, volumes bool) error
+	ContainerRename(ctx context.Context, name, to string) error
+	ContainerResize(ctx context.Context, name string, height, width uint) error
+	ContainerList(ctx context.Context, all bool, limit int, size bool, filters Filters) ([]container.Summary, error)
+	ContainerInspect(ctx context.Context, name string, size bool) (container.InspectResponse, error)
+	ContainerTop(ctx context.Context, name, psArgs string) (container.TopResponse, error)
+	ContainerPrune(ctx context.Context, filters Filters) (container.PruneReport, error)
+	// ContainerWait registers the wait before it returns, so that nothing is missed between this call and
+	// the reading of the channel, which gets exactly one value. It ends with ctx.
+	ContainerWait(ctx context.Context, name string, condition container.WaitCondition) (<-chan WaitResult, error)
+	// ContainerAttach registers the attachment before it returns; serve then pumps until the streams end.
+	ContainerAttach(ctx context.Context, name string, o AttachOptions) (serve func(Streams) error, tty bool, err error)
+	// ContainerLogs likewise checks first; serve writes the log.
+	ContainerLogs(ctx context.Context, name string, o LogsOptions) (serve func(stdout, stderr io.Writer) error, tty bool, err error)
+	// ContainerStats: one sample per call of send, the last one alone when stream is false.
+	ContainerStats(ctx context.Context, name string, stream, oneShot bool, send func(container.StatsResponse) error) error
+}
+
+// WaitResult ends a wait.
+type WaitResult struct {
+	StatusCode int
+	Err        error // the wait itself failed
+}
+
+// Streams are what an attach or exec start pumps. Stdin is nil when it was not asked for; with a terminal all
+// output goes to Stdout. CloseWrite-like ends are expressed by io.EOF from Stdin.
+type Streams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+}
+
+// AttachOptions of ContainerAttach.
+type AttachOptions struct {
+	Logs, Stream          bool
+	Stdin, Stdout, Stderr bool
+	DetachKeys            string
+}
+
+// LogsOptions of ContainerLogs. Tail below 0 means all.
+type LogsOptions struct {
+	Stdout, Stderr, Follow, Timestamps, Details bool
+	Since, Until                                time.Time
+	Tail                                        int
+}
+
+// ExecBackend is the execs' part.
+type ExecBackend interface {
+	ExecCreate(ctx context.Context, name string, r container.ExecCreateRequest) (id string, err error)
+	// ExecStart starts the exec. Detached (streams nil) it returns at once; else when the process has ended
+	// and its output is written. ready is called once the process is known to have started, before the first
+	// byte is written: the moment to hijack the connection and to set Streams up.
+	ExecStart(ctx context.Context, id string, r container.ExecStartRequest, ready func() (Streams, error)) error
+	ExecInspect(ctx context.Context, id string) (container.ExecInspectResponse, error)
+	ExecResize(ctx context.Context, id string, height, width uint) error
+}
+
+// ImageBackend is the images' part.
+type ImageBackend interface {
+	ImagePull(ctx context.Context, ref string, platform *ocispec.Platform, auth *registry.AuthConfig, progress Progress) error
+	ImageImport(ctx context.Context, r io.Reader, ref, message string, changes []string, platform *ocispec.Platform, progress Progress) error
+	ImageLoad(ctx context.Context, r io.Reader, quiet bool, progress Progress) error
+	ImageSave(ctx context.Context, refs []string, w io.Writer) error
+	ImageList(ctx context.Context, all bool, filters Filters) ([]image.Summary, error)
+	ImageInspect(ctx context.Context, ref string) (image.InspectResponse, error)
+	ImageHistory(ctx context.Context, ref string) ([]image.HistoryResponseItem, error)
+	ImageRemove(ctx context.Context, ref string, force, noPrune bool) ([]image.DeleteResponse, error)
+	ImageTag(ctx context.Context, ref, target string) error
+	ImagePrune(ctx context.Context, filters Filters) (image.PruneReport, error)
+}

@@ -1,0 +1,194 @@
+// Package vm is what cradle asks of a virtual machine monitor, and nothing more.
+//
+// A Driver turns a Config into a running VM. Config is plain data: Check looks at all of it before any side
+// effect. What not every monitor can do is a small interface of its own (DiskPlugger, Pauser, …) that a caller
+// finds by type assertion; package vm/vmtest checks whatever a driver offers.
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+)
+
+// Sentinels, to be found with errors.Is.
+var (
+	ErrInvalid  = errors.New("invalid VM configuration")
+	ErrExited   = errors.New("the virtual machine monitor has exited")
+	ErrNotFound = errors.New("not found")
+)
+
+// Accelerators a Config may ask for.
+const (
+	AccelAuto = "auto" // kvm where a probe guest runs on it, else tcg
+	AccelKVM  = "kvm"
+	AccelTCG  = "tcg"
+)
+
+// Limits of a Config.
+const (
+	MinMemory = 48 << 20
+	MaxMemory = 16 << 40
+	MaxCPUs   = 64
+	// MaxSerial is the longest Disk.Serial: what QEMU's scsi-hd reports in VPD page 0x80.
+	MaxSerial = 36
+)
+
+// Config is all a driver needs to start a VM. Paths are opened by the caller's process and handed to the
+// monitor as descriptors: the monitor itself opens nothing outside Dir.
+type Config struct {
+	ID     string // letters, digits, '-', '_', '.'; 1 to 64
+	Dir    string // existing absolute directory that belongs to this VM alone; sockets and console live there
+	CPUs   int    // 1 to MaxCPUs
+	Memory int64  // bytes, a multiple of 1 MiB, MinMemory to MaxMemory
+	Accel  string // AccelAuto when empty
+
+	Kernel  string   // path of a bzImage
+	Initrd  string   // path of a cpio archive
+	Cmdline []string // extra words for the kernel; the driver adds console, clock and its own
+
+	Disks []Disk // present from boot on; a Disk may also be plugged later
+	NICs  []NIC  // reserved for the network issue: must be empty
+
+	// UID and GID the monitor runs as, when the caller may choose (0: the caller's own).
+	UID, GID uint32
+
+	// Cgroup is an existing cgroup v2 directory the monitor is started in; empty: the caller's.
+	Cgroup string
+}
+
+// Disk is a block device of the VM. The guest finds it by its serial.
+type Disk struct {
+	Serial   string // 1 to MaxSerial letters and digits
+	Path     string // a raw image; its size is a multiple of 512 bytes
+	ReadOnly bool
+}
+
+// NIC is a network interface of the VM.
+type NIC struct {
+	MAC net.HardwareAddr
+	TAP string // name of an existing TAP device
+}
+
+// Driver starts virtual machines of one monitor.
+type Driver interface {
+	// Start checks c, starts a monitor and returns once it runs; it does not wait for the guest.
+	// ctx bounds the call, never the life of the VM. On error nothing is left behind.
+	// Errors: ErrInvalid (wrapped, with the field); otherwise what the monitor said.
+	Start(ctx context.Context, c Config) (VM, error)
+	// Attach takes over a VM that an earlier process started with the same c and whose monitor still runs.
+	// ErrExited when it does not.
+	Attach(ctx context.Context, c Config) (VM, error)
+	// Accel says which accelerator AccelAuto means on this machine (AccelKVM or AccelTCG) and, for a person,
+	// why in one line.
+	Accel(ctx context.Context) (accel, why string)
+}
+
+// VM is one running virtual machine. All methods may be called from any goroutine.
+type VM interface {
+	// Dial opens the byte stream to the guest's port. There is one stream per port: a second Dial breaks the
+	// first. It succeeds whether or not the guest listens yet. ErrExited once the monitor has gone.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	// Wait returns when the monitor has gone and its resources are free: nil after a guest power-off,
+	// Shutdown or Kill; otherwise an error that carries the monitor's last words and the console's tail.
+	// Any number of callers may wait; after the end it returns at once, always the same.
+	Wait() error
+	// Done is closed when Wait would return at once.
+	Done() <-chan struct{}
+	// Shutdown asks the monitor to end now, cleanly (disks flushed); the guest is not asked. It returns when
+	// the monitor has gone or ctx ends.
+	Shutdown(ctx context.Context) error
+	// Kill ends the monitor the hard way; idempotent; nil when it has already gone.
+	Kill() error
+	// Console returns the last bytes, max at most, of what the guest's console printed.
+	Console(max int) []byte
+	// PID of the monitor's process.
+	PID() int
+}
+
+// DiskPlugger is a VM whose disks come and go while it runs.
+type DiskPlugger interface {
+	// Plug attaches d. On return the guest has been told; it sees the disk a little later.
+	// ErrInvalid when the serial is already there.
+	Plug(ctx context.Context, d Disk) error
+	// Unplug detaches the disk with this serial. ErrNotFound when there is none.
+	Unplug(ctx context.Context, serial string) error
+}
+
+// Pauser is a VM whose virtual CPUs can be stopped. Both are idempotent.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
+var (
+	idPattern     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+	serialPattern = regexp.MustCompile(`^[A-Za-z0-9]{1,36}$`)
+	wordPattern   = regexp.MustCompile(`^[\x21-\x7e]+$`)
+)
+
+// Check reports the first thing in c that no driver could accept, as ErrInvalid with the field's name.
+func (c *Config) Check() error {
+	bad := func(field, format string, args ...any) error {
+		return fmt.Errorf("%w: %s: %s", ErrInvalid, field, fmt.Sprintf(format, args...))
+	}
+	if !idPattern.MatchString(c.ID) {
+		return bad("ID", "%q is not 1 to 64 letters, digits, '-', '_' or '.'", c.ID)
+	}
+	if !filepath.IsAbs(c.Dir) {
+		return bad("Dir", "%q is not absolute", c.Dir)
+	}
+	if fi, err := os.Stat(c.Dir); err != nil {
+		return bad("Dir", "%v", err)
+	} else if !fi.IsDir() {
+		return bad("Dir", "%s is not a directory", c.Dir)
+	}
+	if c.CPUs < 1 || c.CPUs > MaxCPUs {
+		return bad("CPUs", "%d is not between 1 and %d", c.CPUs, MaxCPUs)
+	}
+	if c.Memory < MinMemory || c.Memory > MaxMemory || c.Memory%(1<<20) != 0 {
+		return bad("Memory", "%d bytes is not a whole number of MiB between %d MiB and %d GiB", c.Memory, MinMemory>>20, int64(MaxMemory)>>30)
+	}
+	switch c.Accel {
+	case "", AccelAuto, AccelKVM, AccelTCG:
+	default:
+		return bad("Accel", "%q is none of auto, kvm, tcg", c.Accel)
+	}
+	if c.Kernel == "" {
+		return bad("Kernel", "no kernel given")
+	}
+	for _, w := range c.Cmdline {
+		if !wordPattern.MatchString(w) {
+			return bad("Cmdline", "%q is not one printable word", w)
+		}
+	}
+	seen := map[string]bool{}
+	for _, d := range c.Disks {
+		if err := d.Check(); err != nil {
+			return err
+		}
+		if seen[d.Serial] {
+			return bad("Disks", "serial %s is there twice", d.Serial)
+		}
+		seen[d.Serial] = true
+	}
+	if len(c.NICs) != 0 {
+		return bad("NICs", "network interfaces are not supported yet")
+	}
+	return nil
+}
+
+// Check reports what is wrong with d, as ErrInvalid.
+func (d *Disk) Check() error {
+	if !serialPattern.MatchString(d.Serial) {
+		return fmt.Errorf("%w: disk serial %q is not 1 to %d letters and digits", ErrInvalid, d.Serial, MaxSerial)
+	}
+	if d.Path == "" {
+		return fmt.Errorf("%w: disk %s has no path", ErrInvalid, d.Serial)
+	}
+	return nil
+}
