@@ -6,13 +6,253 @@
 //	  │         └──────────────────────▲   the monitor died, or Kill
 //	  └─ error: nothing is left
 //
-// ready: the agent has answered and was configured. stopping: Stop asked the agent to sync and power off. gone: the
-// monitor's process has ended and its directory, disks and user id are given back; every call answers ErrGone.
-// A daemon that restarts finds ready sandboxes again with Attach.
+// ready: the agent has answered and was configured. stopping: Stop asked the monitor to end. gone: the monitor's
+// process has ended; every call answers ErrGone. A daemon that restarts finds ready sandboxes again with Attach.
+// Files (the runtime directory, scratch disks) belong to the caller: the sandbox removes none of them.
 //
 // # States of a container in it
 //
 //	Create ──► created ──► running ──► stopped ──► (Delete)
 //
-// as package api defines them; when the sandbox goes, running containers end with status 137.
+// as package api defines them; when the sandbox goes, so do they.
 package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// ErrGone means that the sandbox's virtual machine has ended.
+var ErrGone = errors.New("the sandbox's virtual machine has ended")
+
+// BootTimeout bounds how long a guest may take from power-on to its agent's first answer. Software emulation on a
+// loaded host needs seconds; a guest that needs more than this never comes.
+const BootTimeout = 90 * time.Second
+
+// Config is all that makes a sandbox. It is plain data: a daemon stores it and hands it to Attach after a restart.
+type Config struct {
+	VM       vm.Config
+	Token    wire.Token // secret of this sandbox; see package wire
+	Hostname string     // of the guest itself; containers have their own
+}
+
+// NewToken returns a fresh secret.
+func NewToken() (t wire.Token) {
+	rand.Read(t[:])
+	return t
+}
+
+// Sandbox is one running microVM. All methods may be called from any goroutine.
+type Sandbox struct {
+	config Config
+	vm     vm.VM
+
+	mu     sync.Mutex
+	client *wire.Client // nil once gone
+}
+
+// Start boots a VM and returns when its agent is configured. ctx bounds the call, as BootTimeout does. On error
+// nothing is left behind but the files of c.VM.Dir, and the error carries what the guest's console said last.
+func Start(ctx context.Context, driver vm.Driver, c Config) (*Sandbox, error) {
+	machine, err := driver.Start(ctx, c.VM)
+	if err != nil {
+		return nil, fmt.Errorf("start virtual machine: %w", err)
+	}
+	s := &Sandbox{config: c, vm: machine}
+	if err := s.bringUp(ctx); err != nil {
+		return nil, errors.Join(err, s.Kill())
+	}
+	return s, nil
+}
+
+// Attach finds the sandbox that an earlier process started with the same c. vm.ErrExited when its monitor has
+// gone.
+func Attach(ctx context.Context, driver vm.Driver, c Config) (*Sandbox, error) {
+	machine, err := driver.Attach(ctx, c.VM)
+	if err != nil {
+		return nil, fmt.Errorf("find virtual machine: %w", err)
+	}
+	s := &Sandbox{config: c, vm: machine}
+	ctx, cancel := context.WithTimeout(ctx, BootTimeout)
+	defer cancel()
+	if s.client, err = s.dial(ctx); err != nil {
+		return nil, errors.Join(err, s.Kill())
+	}
+	return s, nil
+}
+
+// bringUp waits for the agent and gives the guest its identity.
+func (s *Sandbox) bringUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, BootTimeout,
+		fmt.Errorf("the guest's agent did not answer within %v", BootTimeout))
+	defer cancel()
+	client, err := s.dial(ctx)
+	if err != nil {
+		return s.explain(err)
+	}
+	s.client = client
+	seed := make([]byte, 64)
+	rand.Read(seed)
+	err = client.Call(ctx, api.MethodConfigure, api.ConfigureRequest{
+		Hostname:  s.config.Hostname,
+		UnixNanos: time.Now().UnixNano(),
+		Seed:      seed,
+	}, nil)
+	return s.explain(err)
+}
+
+// dial opens an agent session. The monitor's death ends it at once.
+func (s *Sandbox) dial(ctx context.Context) (*wire.Client, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watched := make(chan struct{})
+	defer close(watched)
+	go func() {
+		select {
+		case <-s.vm.Done():
+			cancel(ErrGone)
+		case <-watched:
+		}
+	}()
+	conn, err := s.vm.Dial(ctx, api.AgentPort)
+	if err != nil {
+		return nil, err
+	}
+	return wire.Dial(ctx, conn, s.config.Token)
+}
+
+// explain adds why the monitor ended, or what the console said last, to an error of a guest that did not come up.
+func (s *Sandbox) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-s.vm.Done():
+		if gone := s.vm.Wait(); gone != nil {
+			return fmt.Errorf("%w: %w", ErrGone, gone)
+		}
+		return fmt.Errorf("%w: the guest powered itself off; console: %q", ErrGone, s.vm.Console(512))
+	default:
+		return fmt.Errorf("%w; console: %q", err, s.vm.Console(512))
+	}
+}
+
+// session returns the agent session, opening it again when it broke while the VM lives.
+func (s *Sandbox) session(ctx context.Context) (*wire.Client, error) {
+	select {
+	case <-s.vm.Done():
+		return nil, ErrGone
+	default:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client == nil {
+		return nil, ErrGone
+	}
+	select {
+	case <-s.client.Done():
+		client, err := s.dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		s.client = client
+	default:
+	}
+	return s.client, nil
+}
+
+// call makes one agent call. When the VM goes meanwhile the error is ErrGone.
+func (s *Sandbox) call(ctx context.Context, method string, params, result any) error {
+	client, err := s.session(ctx)
+	if err != nil {
+		return err
+	}
+	return s.classify(client.Call(ctx, method, params, result))
+}
+
+// classify turns the failure of a call on a VM that has ended into ErrGone.
+func (s *Sandbox) classify(err error) error {
+	var answered *api.Error
+	if err == nil || errors.As(err, &answered) {
+		return err
+	}
+	select {
+	case <-s.vm.Done():
+		return ErrGone
+	default:
+		return err
+	}
+}
+
+// Done is closed when the VM has ended.
+func (s *Sandbox) Done() <-chan struct{} { return s.vm.Done() }
+
+// Cause waits for the VM's end and says why it ended: nil after Stop, Kill or the guest's own power-off.
+func (s *Sandbox) Cause() error { return s.vm.Wait() }
+
+// PID is the monitor's process id.
+func (s *Sandbox) PID() int { return s.vm.PID() }
+
+// Console returns the last bytes, max at most, of what the guest's console printed.
+func (s *Sandbox) Console(max int) []byte { return s.vm.Console(max) }
+
+// Disconnect leaves the VM running and forgets it: what a daemon does with each sandbox when it stops.
+func (s *Sandbox) Disconnect() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client != nil {
+		s.client.Close()
+	}
+}
+
+// Stop ends the VM so that its disks are whole: containers must have been deleted before. It returns when the
+// monitor has gone; when ctx ends first the VM is killed.
+func (s *Sandbox) Stop(ctx context.Context) error {
+	s.Disconnect()
+	if err := s.vm.Shutdown(ctx); err != nil {
+		return errors.Join(err, s.Kill())
+	}
+	return nil
+}
+
+// Kill ends the VM the hard way and waits for its end. Idempotent.
+func (s *Sandbox) Kill() error {
+	s.Disconnect()
+	if err := s.vm.Kill(); err != nil {
+		return fmt.Errorf("kill virtual machine: %w", err)
+	}
+	<-s.vm.Done()
+	return nil
+}
+
+// Pause stops the virtual CPUs. Unsupported drivers answer an api.CodeUnsupported error.
+func (s *Sandbox) Pause(ctx context.Context) error {
+	p, ok := s.vm.(vm.Pauser)
+	if !ok {
+		return api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot pause")
+	}
+	return p.Pause(ctx)
+}
+
+// Resume lets the virtual CPUs run again.
+func (s *Sandbox) Resume(ctx context.Context) error {
+	p, ok := s.vm.(vm.Pauser)
+	if !ok {
+		return api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot pause")
+	}
+	return p.Resume(ctx)
+}
+
+// Ping asks the agent how it is.
+func (s *Sandbox) Ping(ctx context.Context) (r api.PingResult, err error) {
+	err = s.call(ctx, api.MethodPing, nil, &r)
+	return r, err
+}
