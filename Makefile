@@ -1,0 +1,104 @@
+# cradle: build, test, install. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+OUT    := $(CURDIR)/out
+PREFIX ?= /usr/local
+# Which kernel `make guest` takes: small (ours, built once in minutes) or debian (downloaded in seconds).
+GUEST  ?= small
+IMAGES := busybox debian redis nginx
+
+VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT     := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+BUILD_TIME := $(shell git log -1 --format=%cI 2>/dev/null)
+V          := github.com/docker/cli/cli/version
+LDFLAGS    := -s -w -X $(V).Version=$(VERSION) -X $(V).GitCommit=$(COMMIT) -X $(V).BuildTime=$(BUILD_TIME)
+
+# What a machine needs besides Go. `deps` installs what is missing, and asks nothing of apt when nothing is.
+RUN_PACKAGES    := qemu-system-x86 e2fsprogs
+TEST_PACKAGES   := $(RUN_PACKAGES) busybox-static mmdebstrap xz-utils
+KERNEL_PACKAGES := gcc make flex bison bc libelf-dev libssl-dev xz-utils
+
+# Packages whose tests start virtual machines: not under the race detector, and one after the other.
+VM_TESTS    := ./vm/... ./test/...
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+.PHONY: help build guest kernel images deps kernel-deps test-deps demo test unit-test vm-test bench lint install clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+build: ## programs, in bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/cradle ./cmd/cradle
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/cradle-init ./cmd/cradle-init
+	if [ -d cmd/containerd-shim-cradle-v1 ]; then \
+	  CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-cradle-v1 ./cmd/containerd-shim-cradle-v1; fi
+
+kernel: kernel-deps ## our own guest kernel, in out/kernel (cached by content)
+	hack/kernel.sh $(OUT)/kernel
+
+guest: build ## kernel and initrd, in out/guest (GUEST=debian: no kernel build)
+ifeq ($(GUEST),debian)
+	hack/debian-kernel.sh $(OUT)/debian-kernel
+	go run ./hack/mkguest -kernel $(OUT)/debian-kernel/bzImage -modules $(OUT)/debian-kernel/lib/modules -init bin/cradle-init -o $(OUT)/guest
+else
+	$(MAKE) --no-print-directory kernel
+	go run ./hack/mkguest -kernel $(OUT)/kernel/bzImage -init bin/cradle-init -o $(OUT)/guest
+endif
+
+images: test-deps ## images for tests and benchmarks, in out/images
+	hack/images.sh $(OUT)/images $(IMAGES)
+
+define install_packages
+	@missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing" $$missing; \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing >/dev/null; fi
+endef
+
+deps: ## packages needed to run containers
+	$(call install_packages,$(RUN_PACKAGES))
+
+test-deps: ## packages needed by the tests
+	$(call install_packages,$(TEST_PACKAGES))
+
+kernel-deps: ## packages needed to build a kernel
+	$(call install_packages,$(KERNEL_PACKAGES))
+
+demo: deps ## run a container in a virtual machine of its own
+	if [ -e out/guest/manifest.json ]; then $(MAKE) --no-print-directory build; \
+	else $(MAKE) --no-print-directory guest GUEST=debian; fi
+	hack/demo.sh
+
+test: unit-test vm-test ## all tests, real virtual machines included
+
+unit-test: test-deps
+	if [ "$$(go env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null; then race=-race; else race=; fi; \
+	go test $$race -timeout 15m $$(go list ./... | grep -v -e /vm/ -e /test/)
+
+vm-test: test-deps guest images
+	CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images \
+	go test -p 1 -timeout 30m $(VM_TESTS)
+
+bench: build guest images ## benchmarks, as ratios
+	CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images hack/bench.sh
+
+lint: ## formatting, vet, staticcheck, shell scripts
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "gofmt -w:" $$unformatted; exit 1; fi
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	if command -v shellcheck >/dev/null; then git ls-files --cached --others --exclude-standard '*.sh' .ci/run | xargs shellcheck; fi
+
+install: build guest ## programs, guest and units (PREFIX, DESTDIR)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/cradle
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/cradle out/guest/*
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/system/*
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/user systemd/user/*
+	sed -i 's|/usr/local/bin/|$(PREFIX)/bin/|' $(DESTDIR)$(PREFIX)/lib/systemd/*/cradle.service
+
+clean: ## all that was built, the kernel and images too
+	rm -rf bin out

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/command/commands"
+	"github.com/spf13/cobra"
+)
+
+// dockerCommand is a command of docker's that cradle has too. Of a group, only the named subcommands.
+type dockerCommand struct {
+	name string
+	subs []string
+}
+
+// dockerCommands is the list. What docker has and this list has not, cradle does not know.
+func dockerCommands() []dockerCommand {
+	return []dockerCommand{
+		{name: "run"}, {name: "create"}, {name: "start"}, {name: "stop"}, {name: "restart"}, {name: "kill"},
+		{name: "pause"}, {name: "unpause"}, {name: "rm"}, {name: "ps"}, {name: "logs"}, {name: "exec"},
+		{name: "attach"}, {name: "wait"}, {name: "top"}, {name: "stats"}, {name: "rename"}, {name: "inspect"},
+		{name: "port"},
+		{name: "images"}, {name: "pull"}, {name: "load"}, {name: "save"}, {name: "import"}, {name: "tag"},
+		{name: "rmi"}, {name: "history"},
+		{name: "info"}, {name: "version"}, {name: "events"}, {name: "login"}, {name: "logout"},
+		{name: "container", subs: []string{"attach", "create", "exec", "inspect", "kill", "logs", "ls", "pause",
+			"port", "prune", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "wait"}},
+		{name: "image", subs: []string{"history", "import", "inspect", "load", "ls", "prune", "pull", "rm", "save", "tag"}},
+		{name: "system", subs: []string{"df", "events", "info"}},
+	}
+}
+
+// addDockerCommands moves the listed commands from docker's tree, made on scratch, to root.
+func addDockerCommands(root, scratch *cobra.Command, docker command.Cli) error {
+	commands.AddCommands(scratch, docker)
+	for _, want := range dockerCommands() {
+		cmd := child(scratch, want.name)
+		if cmd == nil {
+			return fmt.Errorf("docker's command library has no %q", want.name)
+		}
+		scratch.RemoveCommand(cmd)
+		for _, name := range want.subs {
+			if child(cmd, name) == nil {
+				return fmt.Errorf("docker's command library has no %q in %q", name, want.name)
+			}
+		}
+		for _, sub := range slices.Clone(cmd.Commands()) {
+			if !slices.Contains(want.subs, sub.Name()) {
+				cmd.RemoveCommand(sub)
+			}
+		}
+		renameTree(cmd)
+		root.AddCommand(cmd)
+	}
+	return nil
+}
+
+// child is the subcommand of that name, or nil.
+func child(cmd *cobra.Command, name string) *cobra.Command {
+	for _, sub := range cmd.Commands() {
+		if sub.Name() == name {
+			return sub
+		}
+	}
+	return nil
+}

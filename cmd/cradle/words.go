@@ -1,0 +1,61 @@
+package main
+
+import (
+	"regexp"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// inOurWords makes an error text of docker's command library cradle's. What the daemon said is left alone: it
+// may quote a user's own words.
+func inOurWords(text string) string {
+	const fromDaemon = "Error response from daemon: "
+	head, rest, quoted := strings.Cut(text, fromDaemon)
+	head = renameProgram(head)
+	if !quoted {
+		return head
+	}
+	// docker ends some messages with a hint of its own, after the daemon's words.
+	hint := regexp.MustCompile(`\n\n(Run|See) 'docker [^\n]*$`)
+	at := hint.FindStringIndex(rest)
+	if at == nil {
+		return head + fromDaemon + rest
+	}
+	return head + fromDaemon + rest[:at[0]] + renameProgram(rest[at[0]:])
+}
+
+// renameProgram replaces docker's name where a message speaks of the program, not of an image or a file.
+func renameProgram(text string) string {
+	if after, ok := strings.CutPrefix(text, "docker: "); ok {
+		text = "cradle: " + after
+	}
+	return strings.NewReplacer(
+		"'docker daemon' running on this host", "the cradle daemon running on this host",
+		"'docker ", "'cradle ",
+		"Docker daemon", "cradle daemon",
+		"docker daemon", "cradle daemon",
+		"docker API", "cradle API",
+		"docker host", "cradle host",
+	).Replace(text)
+}
+
+// renameTree puts cradle's name into the help of cmd and of all below it.
+func renameTree(cmd *cobra.Command) {
+	words := strings.NewReplacer(
+		"docs.docker.com", "docs.docker.com", // the pages that describe these very flags
+		"Docker Hub", "Docker Hub",
+		"Docker daemon", "cradle daemon",
+		"Docker", "cradle",
+		"docker ", "cradle ",
+	)
+	cmd.Short, cmd.Long, cmd.Example = words.Replace(cmd.Short), words.Replace(cmd.Long), words.Replace(cmd.Example)
+	if aliases := cmd.Annotations["aliases"]; aliases != "" {
+		cmd.Annotations["aliases"] = words.Replace(aliases)
+	}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { f.Usage = words.Replace(f.Usage) })
+	for _, sub := range cmd.Commands() {
+		renameTree(sub)
+	}
+}
