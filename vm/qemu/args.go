@@ -1,0 +1,118 @@
+package qemu
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// Names that command line and monitor commands must agree on.
+const (
+	memoryID = "ram0" // the same whatever backs it, so that any saved state fits any command line
+	scsiID   = "scsi0"
+)
+
+// Sockets in Dir.
+const (
+	monitorSocket = "qmp.sock"
+	consoleSocket = "console.sock"
+	agentSocket   = "agent.sock"
+)
+
+// version of QEMU.
+type version struct{ major, minor int }
+
+// launch is everything the command line depends on.
+type launch struct {
+	binary  string
+	version version
+	id      string
+	accel   string // vm.AccelKVM or vm.AccelTCG
+	cpus    int
+	memory  int64
+	cmdline []string
+	tscKHz  int // 0: unknown
+
+	// Descriptor numbers in the child. initrd is -1 when there is none.
+	kernel, initrd         int
+	monitor, console, port int
+}
+
+// args is the command line, argv[0] included. The guest does not run yet when QEMU is up (-S): its monitor is
+// connected first, the disks are plugged, nothing of the console is missed.
+//
+// Snapshots will fit in here: the memory object becomes a file (its id stays), and -incoming defer is added.
+func (l *launch) args() []string {
+	mib := l.memory >> 20
+	args := []string{
+		l.binary,
+		"-name", l.id,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-machine", l.machine(),
+		"-m", fmt.Sprintf("%dM", mib),
+		"-object", fmt.Sprintf("memory-backend-ram,id=%s,size=%dM", memoryID, mib),
+		"-smp", fmt.Sprint(l.cpus),
+	}
+	args = append(args, l.processor()...)
+	args = append(args, "-kernel", fdPath(l.kernel))
+	if l.initrd >= 0 {
+		args = append(args, "-initrd", fdPath(l.initrd))
+	}
+	args = append(args, "-append", strings.Join(l.kernelWords(), " "))
+	for _, c := range []struct {
+		id string
+		fd int
+	}{{"monitor", l.monitor}, {"console", l.console}, {"agent", l.port}} {
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", c.id, c.fd))
+	}
+	return append(args,
+		"-mon", "chardev=monitor,mode=control",
+		"-serial", "chardev:console",
+		"-device", "virtio-serial-device,max_ports=4",
+		"-device", "virtserialport,chardev=agent,name="+api.AgentPortName,
+		"-device", "virtio-scsi-device,id="+scsiID,
+	)
+}
+
+// machine is the microvm machine: no PCI, virtio over MMIO announced by ACPI.
+func (l *launch) machine() string {
+	// SeaBIOS of 7.2 boots by fw_cfg alone, which saves it the option ROM; 10.0's never leaves the firmware then.
+	roms := "off"
+	if l.version.major >= 8 {
+		roms = "on"
+	}
+	return "microvm,acpi=on,rtc=on,x-option-roms=" + roms + ",dump-guest-core=off,memory-backend=" + memoryID
+}
+
+func (l *launch) processor() []string {
+	if l.accel == vm.AccelKVM {
+		return []string{"-accel", "kvm", "-cpu", "host"}
+	}
+	model := "max"
+	if l.version.major < 8 {
+		model = "max,cx16=off" // 7.2 has been seen to double-fault a guest after cmpxchg16b
+	}
+	// Without a bound, translated code alone can take hundreds of megabytes.
+	return []string{"-accel", "tcg,tb-size=32", "-cpu", model}
+}
+
+// kernelWords is the kernel's command line. reboot=t ends QEMU, by a triple fault and -no-reboot, on whatever
+// is not a power-off.
+func (l *launch) kernelWords() []string {
+	words := []string{"console=ttyS0", "reboot=t", "panic=-1", "quiet"}
+	if l.accel == vm.AccelTCG {
+		// Without the frequency, calibration fails on a busy machine and the boot with it.
+		if l.tscKHz > 0 {
+			words = append(words, "tsc=reliable", fmt.Sprintf("tsc_early_khz=%d", l.tscKHz))
+		}
+		// Address randomization makes TCG translate the same code again for each process.
+		words = append(words, "norandmaps")
+	}
+	return append(words, slices.Clone(l.cmdline)...)
+}
+
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

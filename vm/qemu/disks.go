@@ -1,0 +1,216 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/vm"
+)
+
+// A disk is a scsi-hd on the one virtio-scsi controller. Its slot gives its place on the bus: the first 256
+// disks have a target each, then each target gets a second logical unit, and so on.
+const (
+	targets  = 256
+	units    = 16 // as many as wanted, really: 4,096 disks
+	maxDisks = targets * units
+)
+
+// stepsLimit bounds the steps of a plug that must not be left half done; they take milliseconds.
+const stepsLimit = 30 * time.Second
+
+// diskTable knows the plugged disks.
+type diskTable struct {
+	mu   sync.Mutex // held over a whole plug or unplug: QEMU does one at a time anyway
+	slot map[string]int
+	used [maxDisks]bool
+}
+
+// deviceID names a disk's device so that the table can be read back from QEMU after a restart.
+func deviceID(slot int, serial string) string { return fmt.Sprintf("disk-%d-%s", slot, serial) }
+
+// nodeID names a disk's block node; QEMU allows 31 characters, too few for the serial.
+func nodeID(slot int) string { return fmt.Sprintf("disk-%d", slot) }
+
+func parseDeviceID(id string) (slot int, serial string, ok bool) {
+	parts := strings.Split(id, "-")
+	if len(parts) != 3 || parts[0] != "disk" {
+		return 0, "", false
+	}
+	slot, err := strconv.Atoi(parts[1])
+	return slot, parts[2], err == nil && slot >= 0 && slot < maxDisks && id == deviceID(slot, parts[2])
+}
+
+// Plug implements vm.DiskPlugger.
+func (m *machine) Plug(ctx context.Context, d vm.Disk) error {
+	if err := d.Check(); err != nil {
+		return err
+	}
+	f, err := openDisk(d)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := m.plug(ctx, d, f); err != nil {
+		return m.explain(fmt.Errorf("plug disk %s: %w", d.Serial, err))
+	}
+	return nil
+}
+
+func (m *machine) plug(ctx context.Context, d vm.Disk, f *os.File) error {
+	m.disks.mu.Lock()
+	defer m.disks.mu.Unlock()
+	if _, there := m.disks.slot[d.Serial]; there {
+		return fmt.Errorf("%w: there is already a disk with this serial", vm.ErrInvalid)
+	}
+	slot := 0
+	for slot < maxDisks && m.disks.used[slot] {
+		slot++
+	}
+	if slot == maxDisks {
+		return fmt.Errorf("%w: a VM has %d disks at most", vm.ErrInvalid, maxDisks)
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	// From here on QEMU is not left half way because a caller has lost patience.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepsLimit)
+	defer cancel()
+	if err := m.addNode(ctx, slot, d, f); err != nil {
+		return err
+	}
+	err := m.mon.run(ctx, "device_add", map[string]any{
+		"driver": "scsi-hd", "bus": scsiID + ".0", "id": deviceID(slot, d.Serial), "drive": nodeID(slot),
+		"scsi-id": slot % targets, "lun": slot / targets, "serial": d.Serial,
+		"rotation_rate": 1, // a solid-state disk: the guest need not sort its requests
+	})
+	if err != nil {
+		m.mon.run(ctx, "blockdev-del", map[string]any{"node-name": nodeID(slot)})
+		return err
+	}
+	m.disks.slot[d.Serial], m.disks.used[slot] = slot, true
+	return nil
+}
+
+// addNode makes QEMU's block node of an open image. The descriptor travels in a set of its own, which QEMU
+// forgets with the node: the node holds a duplicate.
+func (m *machine) addNode(ctx context.Context, slot int, d vm.Disk, f *os.File) error {
+	value, err := m.mon.call(ctx, "add-fd", map[string]any{"opaque": "disk"}, int(f.Fd()))
+	if err != nil {
+		return err
+	}
+	var set struct {
+		ID int `json:"fdset-id"`
+	}
+	if err := json.Unmarshal(value, &set); err != nil {
+		return fmt.Errorf("QEMU add-fd: %w", err)
+	}
+	// remove-fd ends the set once nothing uses it: now on failure, with the node otherwise.
+	defer m.mon.run(ctx, "remove-fd", map[string]any{"fdset-id": set.ID})
+	return m.mon.run(ctx, "blockdev-add", map[string]any{
+		"driver": "file", "node-name": nodeID(slot), "filename": fmt.Sprintf("/dev/fdset/%d", set.ID),
+		"read-only": d.ReadOnly,
+		"locking":   "off",   // layers are shared by many VMs; who may write what is not for QEMU to decide
+		"discard":   "unmap", // what the guest frees, the host gets back
+	})
+}
+
+// Unplug implements vm.DiskPlugger.
+func (m *machine) Unplug(ctx context.Context, serial string) error {
+	m.disks.mu.Lock()
+	defer m.disks.mu.Unlock()
+	slot, there := m.disks.slot[serial]
+	if !there {
+		return fmt.Errorf("unplug disk %s: %w", serial, vm.ErrNotFound)
+	}
+	if err := m.unplug(ctx, slot, serial); err != nil {
+		return m.explain(fmt.Errorf("unplug disk %s: %w", serial, err))
+	}
+	delete(m.disks.slot, serial)
+	m.disks.used[slot] = false
+	return nil
+}
+
+// unplug can be called again after a failure half way.
+func (m *machine) unplug(ctx context.Context, slot int, serial string) error {
+	id := deviceID(slot, serial)
+	deleted := m.deletions.expect(id)
+	defer m.deletions.forget(id)
+	err := m.mon.run(ctx, "device_del", map[string]any{"id": id})
+	var refused *monitorError
+	switch {
+	case err == nil:
+		select {
+		case <-deleted:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-m.mon.done:
+			return vm.ErrExited
+		}
+	case errors.As(err, &refused) && refused.Class == "DeviceNotFound":
+		// An earlier call got this far.
+	default:
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepsLimit)
+	defer cancel()
+	return m.mon.run(ctx, "blockdev-del", map[string]any{"node-name": nodeID(slot)})
+}
+
+// readDisks fills the table with what QEMU has.
+func (m *machine) readDisks(ctx context.Context) error {
+	value, err := m.mon.call(ctx, "qom-list", map[string]any{"path": "/machine/peripheral"})
+	if err != nil {
+		return err
+	}
+	var children []struct {
+		Name string `json:"name"`
+	}
+	if err := json.Unmarshal(value, &children); err != nil {
+		return fmt.Errorf("QEMU qom-list: %w", err)
+	}
+	m.disks.mu.Lock()
+	defer m.disks.mu.Unlock()
+	for _, c := range children {
+		if slot, serial, ok := parseDeviceID(c.Name); ok {
+			m.disks.slot[serial], m.disks.used[slot] = slot, true
+		}
+	}
+	return nil
+}
+
+// deletions tells those who wait for a device to be gone.
+type deletions struct {
+	mu      sync.Mutex
+	waiting map[string]chan struct{}
+}
+
+// expect returns a channel that is closed when the device is deleted. It must be asked for before the deletion.
+func (d *deletions) expect(id string) <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := make(chan struct{})
+	d.waiting[id] = c
+	return c
+}
+
+func (d *deletions) forget(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.waiting, id)
+}
+
+func (d *deletions) happened(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c := d.waiting[id]; c != nil {
+		close(c)
+		delete(d.waiting, id)
+	}
+}

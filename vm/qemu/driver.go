@@ -1,0 +1,237 @@
+// Package qemu runs virtual machines on QEMU's microvm machine, one QEMU process each.
+//
+// The process is this package's child, or that of an earlier run of the daemon: it is in a session of its own
+// and outlives its parent. It opens nothing: kernel, initrd, disks and listening sockets reach it as
+// descriptors, so it needs no access to the VM's directory and can run as a user that has none anywhere.
+//
+// In the VM's directory are, while it runs, qemu.pid (which process it is), qmp.sock, agent.sock and console.sock;
+// console.log, the end of the console's output, stays.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/vm"
+)
+
+// Options of a Driver. The zero value is right where QEMU is installed as usual.
+type Options struct {
+	// Binary is the QEMU program, a path or a name to be found in PATH; empty means qemu-system-x86_64.
+	Binary string
+}
+
+// Driver implements vm.Driver.
+type Driver struct {
+	qemu   func() (*installation, error)
+	accel  func() accelerator
+	tscKHz func() int
+}
+
+// installation is the QEMU found on this machine.
+type installation struct {
+	binary  string
+	version version
+}
+
+// New makes a driver. It looks at nothing yet; what it needs to know about the machine, it finds out once.
+func New(o Options) *Driver {
+	d := &Driver{tscKHz: sync.OnceValue(tscKHz)}
+	d.qemu = sync.OnceValues(func() (*installation, error) { return findQEMU(o.Binary) })
+	d.accel = sync.OnceValue(d.findAccelerator)
+	return d
+}
+
+var versionPattern = regexp.MustCompile(`version (\d+)\.(\d+)`)
+
+// probeLimit bounds asking QEMU for its version.
+const probeLimit = 10 * time.Second
+
+func findQEMU(name string) (*installation, error) {
+	if name == "" {
+		name = "qemu-system-x86_64"
+	}
+	binary, err := exec.LookPath(name)
+	if err != nil {
+		return nil, fmt.Errorf("%w; install QEMU (Debian, Ubuntu: qemu-system-x86; Fedora: qemu-system-x86-core; Alpine: qemu-system-x86_64)", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), probeLimit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, binary, "-version").Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s -version: %w", binary, err)
+	}
+	v, err := parseVersion(string(out))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", binary, err)
+	}
+	return &installation{binary: binary, version: v}, nil
+}
+
+func parseVersion(s string) (version, error) {
+	m := versionPattern.FindStringSubmatch(s)
+	if m == nil {
+		return version{}, fmt.Errorf("no version in %.80q", s)
+	}
+	major, err1 := strconv.Atoi(m[1])
+	minor, err2 := strconv.Atoi(m[2])
+	if err := errors.Join(err1, err2); err != nil {
+		return version{}, err
+	}
+	v := version{major, minor}
+	if major < 7 || major == 7 && minor < 2 {
+		return version{}, fmt.Errorf("QEMU %d.%d is too old; 7.2 or newer is needed", major, minor)
+	}
+	return v, nil
+}
+
+// Start implements vm.Driver.
+func (d *Driver) Start(ctx context.Context, c vm.Config) (_ vm.VM, err error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	if err := checkUser(c); err != nil {
+		return nil, err
+	}
+	var made undo
+	defer func() {
+		if err != nil {
+			made.run()
+			err = fmt.Errorf("start VM %s: %w", c.ID, err)
+		}
+	}()
+	in, err := d.openInputs(c)
+	if err != nil {
+		return nil, err
+	}
+	defer in.close()
+	accel, err := d.choose(c.Accel)
+	if err != nil {
+		return nil, err
+	}
+	q, err := d.qemu()
+	if err != nil {
+		return nil, err
+	}
+	if p, err := findProcess(c.Dir); err == nil {
+		pid := p.pid
+		p.close()
+		return nil, fmt.Errorf("%w: Dir: process %d already runs a VM in %s", vm.ErrInvalid, pid, c.Dir)
+	}
+	// A console of an earlier VM in this directory is not this one's.
+	forgetConsole := func() { os.Remove(filepath.Join(c.Dir, consoleName)) }
+	forgetConsole()
+	made.push(forgetConsole)
+	made.push(func() { removeTraces(c.Dir) })
+	proc, err := d.launch(c, q, accel, in)
+	if err != nil {
+		return nil, err
+	}
+	m, err := d.begin(ctx, c, proc, in)
+	if err != nil {
+		err = withWords(err, proc)
+		proc.kill()
+		proc.wait()
+		proc.close()
+		return nil, err
+	}
+	go m.watch()
+	return m, nil
+}
+
+// begin takes charge of a QEMU that waits with its guest not yet running, gives it its disks and lets it run.
+func (d *Driver) begin(ctx context.Context, c vm.Config, proc *process, in *inputs) (*machine, error) {
+	m, err := open(ctx, c.ID, c.Dir, proc)
+	if err != nil {
+		return nil, err
+	}
+	for i, disk := range c.Disks {
+		if err := m.plug(ctx, disk, in.disks[i]); err != nil {
+			m.abandon()
+			return nil, fmt.Errorf("disk %s: %w", disk.Serial, err)
+		}
+	}
+	if err := m.mon.run(ctx, "cont", nil); err != nil {
+		m.abandon()
+		return nil, err
+	}
+	return m, nil
+}
+
+// withWords adds a failed process's last words to err. It gives one that is about to end the time to do so.
+func withWords(err error, proc *process) error {
+	if errors.Is(err, vm.ErrExited) {
+		proc.ended(1000)
+	}
+	if words := proc.lastWords(); words != "" {
+		return fmt.Errorf("%w: QEMU says: %s", err, words)
+	}
+	return err
+}
+
+func checkUser(c vm.Config) error {
+	uid, gid := os.Geteuid(), os.Getegid()
+	if uid != 0 && (c.UID != 0 && int(c.UID) != uid || c.GID != 0 && int(c.GID) != gid) {
+		return fmt.Errorf("%w: UID %d, GID %d: %w", vm.ErrInvalid, c.UID, c.GID, errNotOurs)
+	}
+	return nil
+}
+
+// Attach implements vm.Driver. A VM whose Start never came to its end is ended.
+func (d *Driver) Attach(ctx context.Context, c vm.Config) (vm.VM, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	m, err := d.attach(ctx, c)
+	if err != nil {
+		return nil, fmt.Errorf("attach to VM %s: %w", c.ID, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) attach(ctx context.Context, c vm.Config) (*machine, error) {
+	proc, err := findProcess(c.Dir)
+	if err != nil {
+		if errors.Is(err, vm.ErrExited) {
+			removeTraces(c.Dir)
+		}
+		return nil, err
+	}
+	m, err := open(ctx, c.ID, c.Dir, proc)
+	var state string
+	if err == nil {
+		state, err = m.state(ctx)
+		if err == nil && state != "prelaunch" {
+			err = m.readDisks(ctx)
+		}
+		if err != nil {
+			m.abandon()
+		}
+	}
+	switch {
+	case err == nil && state == "prelaunch":
+		m.abandon()
+		proc.kill()
+		proc.ended(int(killLimit.Milliseconds()))
+		err = fmt.Errorf("%w: its start was never finished", vm.ErrExited)
+	case err != nil && proc.ended(0):
+		err = withWords(fmt.Errorf("%w: %w", vm.ErrExited, err), proc)
+	case err != nil:
+		proc.close()
+		return nil, err
+	default:
+		go m.watch()
+		return m, nil
+	}
+	proc.close()
+	removeTraces(c.Dir)
+	return nil, err
+}

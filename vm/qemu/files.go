@@ -1,0 +1,114 @@
+package qemu
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+
+	"github.com/cradlevm/cradle/vm"
+	"golang.org/x/sys/unix"
+)
+
+// openKernel opens a bzImage for a monitor that runs as uid and gid. QEMU would boot anything else as a very old
+// kernel and never say a word, so what is not a bzImage is refused here.
+func openKernel(path string, uid, gid uint32) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: Kernel: %w", vm.ErrInvalid, err)
+	}
+	defer f.Close()
+	// The boot protocol's header: boot flag at 0x1fe, magic "HdrS" at 0x202 and version at 0x206. 2.02 (1999) is
+	// the first with a command line as it is passed today.
+	var head [0x208]byte
+	if _, err := f.ReadAt(head[:], 0); err != nil && err != io.EOF {
+		return nil, fmt.Errorf("%w: Kernel: %w", vm.ErrInvalid, err)
+	}
+	if binary.LittleEndian.Uint16(head[0x1fe:]) != 0xaa55 || string(head[0x202:0x206]) != "HdrS" || binary.LittleEndian.Uint16(head[0x206:]) < 0x0202 {
+		return nil, fmt.Errorf("%w: Kernel: %s is not a Linux bzImage: a kernel that does not boot", vm.ErrInvalid, path)
+	}
+	return readableBy(f, uid, gid)
+}
+
+func openInitrd(path string, uid, gid uint32) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: Initrd: %w", vm.ErrInvalid, err)
+	}
+	defer f.Close()
+	return readableBy(f, uid, gid)
+}
+
+// readableBy returns a file with f's contents that a process of that user can open once more as
+// /proc/self/fd/N, which is how QEMU, knowing only names, is given a kernel. The way there is not checked
+// again, but the file's own permissions are: where they forbid it, the contents are copied into memory.
+func readableBy(f *os.File, uid, gid uint32) (*os.File, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	mode := info.Mode().Perm()
+	switch {
+	case uid == 0, os.Geteuid() != 0:
+		// The monitor runs as we do.
+	case st.Uid == uid && mode&0o400 != 0, st.Uid != uid && st.Gid == gid && mode&0o040 != 0:
+	case st.Uid != uid && st.Gid != gid && mode&0o004 != 0:
+	default:
+		return memoryCopy(f)
+	}
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// memoryCopy copies f into an anonymous file that everybody who holds it may open, and nobody may change.
+func memoryCopy(f *os.File) (*os.File, error) {
+	fd, err := unix.MemfdCreate("cradle-boot", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, err
+	}
+	m := os.NewFile(uintptr(fd), f.Name())
+	if _, err = io.Copy(m, f); err == nil {
+		_, err = unix.FcntlInt(m.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL)
+	}
+	if err == nil {
+		err = m.Chmod(0o444)
+	}
+	if err != nil {
+		m.Close()
+		return nil, fmt.Errorf("copy %s into memory: %w", f.Name(), err)
+	}
+	return m, nil
+}
+
+// openDisk opens a disk's image the way the guest may use it.
+func openDisk(d vm.Disk) (*os.File, error) {
+	flags := os.O_RDWR
+	if d.ReadOnly {
+		flags = os.O_RDONLY
+	}
+	f, err := os.OpenFile(d.Path, flags, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: disk %s: %w", vm.ErrInvalid, d.Serial, err)
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil && (size == 0 || size%512 != 0) {
+		err = fmt.Errorf("%w: disk %s: %s has %d bytes: not a positive multiple of 512", vm.ErrInvalid, d.Serial, d.Path, size)
+	}
+	if info, e := f.Stat(); err == nil && e == nil && !info.Mode().IsRegular() && info.Mode()&os.ModeDevice == 0 {
+		err = fmt.Errorf("%w: disk %s: %s is neither a file nor a block device", vm.ErrInvalid, d.Serial, d.Path)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// errNotOurs explains a UID that this process cannot give.
+var errNotOurs = errors.New("only root can run the monitor as another user")

@@ -1,0 +1,59 @@
+package qemu_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/cradlevm/cradle/guestos"
+	"github.com/cradlevm/cradle/vm/vmtest"
+)
+
+// devKernel is where this project's machines keep a built guest kernel; CRADLE_TEST_KERNEL names another.
+const devKernel = "/var/cache/cradle-dev/bzImage"
+
+var buildGuest = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "cradle-testguest-")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "testguest")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, "github.com/cradlevm/cradle/vm/vmtest/testguest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the test guest: %w\n%s", err, out)
+	}
+	initrd := filepath.Join(dir, "initrd")
+	f, err := os.Create(initrd)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return initrd, guestos.WriteInitrd(f, bin, nil)
+})
+
+// testGuest returns a bootable pair, or skips the test where there is no kernel or no QEMU.
+func testGuest(t testing.TB) vmtest.Guest {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("boots virtual machines")
+	}
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip(err)
+	}
+	kernel := os.Getenv("CRADLE_TEST_KERNEL")
+	if kernel == "" {
+		kernel = devKernel
+	}
+	if _, err := os.Stat(kernel); err != nil {
+		t.Skipf("no guest kernel (CRADLE_TEST_KERNEL): %v", err)
+	}
+	initrd, err := buildGuest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vmtest.Guest{Kernel: kernel, Initrd: initrd}
+}

@@ -1,0 +1,118 @@
+package qemu
+
+import (
+	"os"
+	"syscall"
+
+	"github.com/cradlevm/cradle/vm"
+)
+
+// inputs are the files of a Config, opened.
+type inputs struct {
+	kernel, initrd *os.File // initrd is nil when there is none
+	disks          []*os.File
+}
+
+func (d *Driver) openInputs(c vm.Config) (_ *inputs, err error) {
+	in := &inputs{}
+	defer func() {
+		if err != nil {
+			in.close()
+		}
+	}()
+	if in.kernel, err = openKernel(c.Kernel, c.UID, c.GID); err != nil {
+		return nil, err
+	}
+	if c.Initrd != "" {
+		if in.initrd, err = openInitrd(c.Initrd, c.UID, c.GID); err != nil {
+			return nil, err
+		}
+	}
+	for _, disk := range c.Disks {
+		f, err := openDisk(disk)
+		if err != nil {
+			return nil, err
+		}
+		in.disks = append(in.disks, f)
+	}
+	return in, nil
+}
+
+func (in *inputs) close() {
+	for _, f := range append([]*os.File{in.kernel, in.initrd}, in.disks...) {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// launch starts QEMU with what it inherits and records its process. On error nothing runs.
+func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) (*process, error) {
+	var s spawn
+	// Our own copies of sockets and record must go whatever happens: QEMU's end is noticed by theirs being closed.
+	var ours undo
+	defer ours.run()
+	inherit := func(f *os.File) int {
+		s.files = append(s.files, f)
+		return 2 + len(s.files)
+	}
+	l := launch{
+		binary: q.binary, version: q.version, id: c.ID, accel: accel,
+		cpus: c.CPUs, memory: c.Memory, cmdline: c.Cmdline, initrd: -1,
+	}
+	if accel == vm.AccelTCG {
+		l.tscKHz = d.tscKHz()
+	}
+	l.kernel = inherit(in.kernel)
+	if in.initrd != nil {
+		l.initrd = inherit(in.initrd)
+	}
+	for _, socket := range []struct {
+		name string
+		fd   *int
+	}{{monitorSocket, &l.monitor}, {consoleSocket, &l.console}, {agentSocket, &l.port}} {
+		f, err := listen(c.Dir, socket.name)
+		if err != nil {
+			return nil, err
+		}
+		ours.push(func() { f.Close() })
+		*socket.fd = inherit(f)
+	}
+	rec, err := newRecord(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	ours.push(func() { rec.file.Close() })
+	inherit(rec.file)
+
+	s.argv, s.cgroup = l.args(), c.Cgroup
+	s.uid, s.gid, s.groups = c.UID, c.GID, nil
+	if accel == vm.AccelKVM {
+		s.groups = kvmGroup()
+	}
+	proc, err := s.start()
+	if err != nil {
+		return nil, err
+	}
+	if err := rec.write(proc.pid); err != nil {
+		proc.kill()
+		proc.wait()
+		proc.close()
+		return nil, err
+	}
+	proc.settle()
+	return proc, nil
+}
+
+// kvmGroup is the group that /dev/kvm is open to, the one supplementary group a monitor is given: QEMU opens the
+// device itself.
+func kvmGroup() []uint32 {
+	info, err := os.Stat("/dev/kvm")
+	if err != nil || info.Mode().Perm()&0o060 != 0o060 {
+		return nil
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Gid != 0 {
+		return []uint32{st.Gid}
+	}
+	return nil
+}

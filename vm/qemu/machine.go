@@ -1,0 +1,300 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// machine is one running QEMU. It implements vm.VM, vm.DiskPlugger and vm.Pauser.
+type machine struct {
+	id, dir     string
+	proc        *process
+	mon         *monitor
+	console     *console
+	consoleConn *net.UnixConn
+
+	disks     diskTable
+	deletions deletions
+
+	mu     sync.Mutex
+	asked  bool     // Shutdown or Kill has been called: the end is no error
+	reason string   // the monitor's word for why the guest ended; empty when it has not said
+	port   net.Conn // the one connection to the agent's port
+
+	done chan struct{}
+	err  error // what Wait returns; set before done is closed
+}
+
+// open connects to a running QEMU and takes charge of it. On failure the process is not touched.
+func open(ctx context.Context, id, dir string, proc *process) (_ *machine, err error) {
+	m := &machine{id: id, dir: dir, proc: proc, done: make(chan struct{})}
+	m.disks.slot = map[string]int{}
+	m.deletions.waiting = map[string]chan struct{}{}
+	var undone undo
+	defer func() {
+		if err != nil {
+			undone.run()
+		}
+	}()
+	if m.console, err = openConsole(dir); err != nil {
+		return nil, err
+	}
+	undone.push(m.console.close)
+	if m.consoleConn, err = connect(ctx, dir, consoleSocket); err != nil {
+		return nil, err
+	}
+	undone.push(func() { m.consoleConn.Close() })
+	conn, err := connect(ctx, dir, monitorSocket)
+	if err != nil {
+		return nil, err
+	}
+	if m.mon, err = openMonitor(ctx, conn, m.event); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// abandon lets go of a QEMU whose watch has not begun.
+func (m *machine) abandon() {
+	m.mon.close()
+	m.consoleConn.Close()
+	m.console.close()
+}
+
+// state is the monitor's word for what the machine does.
+func (m *machine) state(ctx context.Context) (string, error) {
+	value, err := m.mon.call(ctx, "query-status", nil)
+	if err != nil {
+		return "", err
+	}
+	var status struct {
+		Status string `json:"status"`
+	}
+	if err := json.Unmarshal(value, &status); err != nil {
+		return "", fmt.Errorf("QEMU query-status: %w", err)
+	}
+	return status.Status, nil
+}
+
+// event takes the monitor's events.
+func (m *machine) event(e event) {
+	switch e.Name {
+	case "DEVICE_DELETED":
+		var data struct {
+			Device string `json:"device"`
+		}
+		if json.Unmarshal(e.Data, &data) == nil && data.Device != "" {
+			m.deletions.happened(data.Device)
+		}
+	case "SHUTDOWN":
+		var data struct {
+			Reason string `json:"reason"`
+		}
+		if json.Unmarshal(e.Data, &data) == nil {
+			m.mu.Lock()
+			m.reason = data.Reason
+			m.mu.Unlock()
+		}
+	}
+}
+
+// watch follows the machine to its end. It owns the connections from here on.
+func (m *machine) watch() {
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		io.Copy(m.console, m.consoleConn)
+	}()
+	gone := make(chan struct{})
+	go m.follow(gone)
+	status := m.proc.wait()
+	close(gone)
+	// QEMU had the only other ends: both readers come to theirs.
+	<-m.mon.done
+	<-drained
+	m.consoleConn.Close()
+	m.console.close()
+	m.mu.Lock()
+	if m.port != nil {
+		m.port.Close()
+	}
+	m.err = m.verdict(status)
+	m.mu.Unlock()
+	m.proc.close()
+	removeTraces(m.dir)
+	close(m.done)
+}
+
+// follow ends a QEMU that lives on without its monitor: nothing could lead it any more.
+func (m *machine) follow(gone <-chan struct{}) {
+	<-m.mon.done
+	select {
+	case <-gone:
+	case <-time.After(lingerLimit):
+		m.proc.kill()
+	}
+}
+
+// lingerLimit is how long QEMU may take to go once it has closed its monitor. Disks are flushed by then.
+const lingerLimit = 10 * time.Second
+
+// verdict says how the machine has ended. m.mu is held.
+func (m *machine) verdict(status *syscall.WaitStatus) error {
+	if m.asked || m.reason == "guest-shutdown" {
+		return nil
+	}
+	how := "ended by itself"
+	switch {
+	case m.reason == "guest-reset":
+		how = "ended because the guest reset itself: its kernel panicked, or it was restarted"
+	case m.reason == "guest-panic":
+		how = "ended because the guest's kernel panicked"
+	case status != nil && status.Signaled():
+		how = fmt.Sprintf("was ended by signal %d (%s)", status.Signal(), status.Signal())
+	case m.reason != "":
+		how = "ended: " + m.reason
+	case status != nil && status.Exited():
+		how = fmt.Sprintf("exited with status %d", status.ExitStatus())
+	}
+	words := m.proc.lastWords()
+	if words != "" {
+		words = "; its last words: " + words
+	}
+	return fmt.Errorf("%w: QEMU of VM %s %s%s%s", vm.ErrExited, m.id, how, words, m.console.quote(quoted))
+}
+
+// quoted is how much of the console an error carries, in bytes.
+const quoted = 4 << 10
+
+// removeTraces removes what only a running VM needs from its directory.
+func removeTraces(dir string) {
+	for _, name := range []string{monitorSocket, consoleSocket, agentSocket, recordName} {
+		os.Remove(filepath.Join(dir, name))
+	}
+}
+
+// explain makes of a monitor call's failure, when the machine has just ended, the reason it ended for.
+func (m *machine) explain(err error) error {
+	if !errors.Is(err, vm.ErrExited) {
+		return err
+	}
+	select {
+	case <-m.done:
+		if m.err != nil {
+			return m.err
+		}
+	case <-time.After(time.Second):
+	}
+	return err
+}
+
+// Dial implements vm.VM.
+func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if port != api.AgentPort {
+		return nil, fmt.Errorf("%w: no port %d, only %d", vm.ErrInvalid, port, api.AgentPort)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	select {
+	case <-m.done:
+		return nil, fmt.Errorf("dial the agent of VM %s: %w", m.id, vm.ErrExited)
+	default:
+	}
+	// QEMU takes one connection at a time; the next one waits until it sees the end of this.
+	if m.port != nil {
+		m.port.Close()
+		m.port = nil
+	}
+	conn, err := connect(ctx, m.dir, agentSocket)
+	if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", vm.ErrExited, err)
+		}
+		return nil, fmt.Errorf("dial the agent of VM %s: %w", m.id, err)
+	}
+	m.port = conn
+	return conn, nil
+}
+
+// Wait implements vm.VM.
+func (m *machine) Wait() error {
+	<-m.done
+	return m.err
+}
+
+// Done implements vm.VM.
+func (m *machine) Done() <-chan struct{} { return m.done }
+
+// PID implements vm.VM.
+func (m *machine) PID() int { return m.proc.pid }
+
+// Console implements vm.VM.
+func (m *machine) Console(max int) []byte { return m.console.Tail(max) }
+
+// Pause implements vm.Pauser.
+func (m *machine) Pause(ctx context.Context) error {
+	if err := m.mon.run(ctx, "stop", nil); err != nil {
+		return m.explain(fmt.Errorf("pause VM %s: %w", m.id, err))
+	}
+	return nil
+}
+
+// Resume implements vm.Pauser.
+func (m *machine) Resume(ctx context.Context) error {
+	if err := m.mon.run(ctx, "cont", nil); err != nil {
+		return m.explain(fmt.Errorf("resume VM %s: %w", m.id, err))
+	}
+	return nil
+}
+
+// Shutdown implements vm.VM.
+func (m *machine) Shutdown(ctx context.Context) error {
+	m.ask()
+	// The answer may be lost with the monitor, which is what was asked for.
+	if err := m.mon.run(ctx, "quit", nil); err != nil && !errors.Is(err, vm.ErrExited) {
+		return fmt.Errorf("shut down VM %s: %w", m.id, err)
+	}
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("shut down VM %s: %w", m.id, context.Cause(ctx))
+	}
+}
+
+// Kill implements vm.VM.
+func (m *machine) Kill() error {
+	select {
+	case <-m.done:
+		return nil
+	default:
+	}
+	m.ask()
+	if err := m.proc.kill(); err != nil {
+		return fmt.Errorf("kill VM %s (process %d): %w", m.id, m.proc.pid, err)
+	}
+	select {
+	case <-m.done:
+		return nil
+	case <-time.After(killLimit):
+		return fmt.Errorf("kill VM %s: process %d does not go; it is stuck in the kernel", m.id, m.proc.pid)
+	}
+}
+
+func (m *machine) ask() {
+	m.mu.Lock()
+	m.asked = true
+	m.mu.Unlock()
+}

@@ -1,0 +1,52 @@
+// Package guestapi is what the test guest and the conformance suite say to one another, over api/wire.
+package guestapi
+
+// Methods of the test guest. The comment gives request → result. api.MethodPing is there as well.
+const (
+	MethodInfo     = "vmtest.info"     // none → Info
+	MethodDisks    = "vmtest.disks"    // none → []Disk
+	MethodAwait    = "vmtest.await"    // Await → none, once it is so
+	MethodRead     = "vmtest.read"     // Extent (Data empty) → Extent with Data
+	MethodWrite    = "vmtest.write"    // Extent → none; synced
+	MethodDiscard  = "vmtest.discard"  // Extent (Data empty) → none
+	MethodPrint    = "vmtest.print"    // Print → none
+	MethodEcho     = "vmtest.echo"     // none → none, then every byte comes back until the host half-closes
+	MethodPanic    = "vmtest.panic"    // none → none, then the kernel panics
+	MethodPowerOff = "vmtest.poweroff" // none → none, then the machine powers off
+	MethodReset    = "vmtest.reset"    // none → none, then the machine restarts
+)
+
+// Info is the size of the machine as its kernel sees it.
+type Info struct {
+	MemoryBytes int64    `json:"memoryBytes"` // MemTotal: somewhat less than the machine has
+	CPUs        int      `json:"cpus"`        // online
+	Cmdline     []string `json:"cmdline"`
+	PID         int      `json:"pid"`
+}
+
+// Disk is one SCSI disk.
+type Disk struct {
+	Serial   string `json:"serial"`
+	Size     int64  `json:"size"` // bytes
+	ReadOnly bool   `json:"readOnly"`
+	Rotates  bool   `json:"rotates"`
+}
+
+// Await waits until the disk is there, or gone.
+type Await struct {
+	Serial  string `json:"serial"`
+	Present bool   `json:"present"`
+}
+
+// Extent is a piece of a disk, in bytes; a multiple of 4096 for discards.
+type Extent struct {
+	Serial string `json:"serial"`
+	Offset int64  `json:"offset"`
+	Length int64  `json:"length"`
+	Data   []byte `json:"data,omitempty"`
+}
+
+// Print writes Text to the console.
+type Print struct {
+	Text string `json:"text"`
+}
