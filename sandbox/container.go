@@ -7,7 +7,6 @@ import (
 	"io"
 
 	"github.com/cradlevm/cradle/api"
-	"github.com/cradlevm/cradle/api/wire"
 )
 
 // Create makes a container from disks that are already there.
@@ -68,30 +67,35 @@ func (s *Sandbox) Stats(ctx context.Context, id string) (r api.StatsResult, err 
 
 // Stdin opens a process's standard input; closing it gives the process end-of-file. ctx bounds the opening.
 func (s *Sandbox) Stdin(ctx context.Context, p api.ProcessRef) (io.WriteCloser, error) {
-	return s.stream(ctx, api.MethodStdin, p)
-}
-
-// Output opens a process's output from an offset of its journal. ctx bounds the opening.
-func (s *Sandbox) Output(ctx context.Context, p api.ProcessRef, offset uint64) (*Output, error) {
-	stream, err := s.stream(ctx, api.MethodOutput, api.OutputRequest{ProcessRef: p, Offset: offset})
-	if err != nil {
-		return nil, err
-	}
-	return &Output{stream: stream, offset: offset, buf: make([]byte, api.OutputHeaderSize+api.MaxOutputChunk)}, nil
-}
-
-func (s *Sandbox) stream(ctx context.Context, method string, params any) (*wire.Stream, error) {
 	client, err := s.session(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := client.Stream(ctx, method, params, nil)
-	return stream, s.classify(err)
+	stream, err := client.Stream(ctx, api.MethodStdin, p, nil)
+	if err != nil {
+		return nil, s.classify(err)
+	}
+	return stream, nil
+}
+
+// Output opens a process's output from an offset of its journal. ctx bounds the opening.
+func (s *Sandbox) Output(ctx context.Context, p api.ProcessRef, offset uint64) (*Output, error) {
+	client, err := s.session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stream, err := client.Stream(ctx, api.MethodOutput, api.OutputRequest{ProcessRef: p, Offset: offset}, nil)
+	if err != nil {
+		return nil, s.classify(err)
+	}
+	buf := make([]byte, api.OutputHeaderSize+api.MaxOutputChunk)
+	return &Output{stream: stream, broken: client.Done(), offset: offset, buf: buf}, nil
 }
 
 // Output is what a process prints, record by record.
 type Output struct {
 	stream io.ReadWriteCloser
+	broken <-chan struct{} // closed when the session has ended
 	offset uint64
 	buf    []byte
 }
@@ -102,6 +106,12 @@ type Output struct {
 func (o *Output) Next() (stream byte, payload, framed []byte, err error) {
 	head := o.buf[:api.OutputHeaderSize]
 	if _, err := io.ReadFull(o.stream, head); err != nil {
+		// The multiplexer ends a stream with io.EOF also when its session breaks.
+		select {
+		case <-o.broken:
+			err = io.ErrUnexpectedEOF
+		default:
+		}
 		return 0, nil, nil, err
 	}
 	n := binary.BigEndian.Uint32(head[4:])
