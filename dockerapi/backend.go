@@ -2,7 +2,9 @@
 //
 // Errors: a Backend answers with the classes of github.com/containerd/errdefs (ErrNotFound, ErrInvalidArgument,
 // ErrConflict, ErrAlreadyExists, ErrFailedPrecondition, ErrNotImplemented, ErrUnavailable, ErrPermissionDenied,
-// ErrUnauthenticated); one mapper turns them into docker's HTTP status codes.
+// ErrUnauthenticated) or ErrNotModified; one mapper turns them into docker's HTTP status codes. The message of an
+// error reaches the user as it is, less the class's own text at its end: fmt.Errorf("No such image: %s: %w", ref,
+// errdefs.ErrNotFound) reads "No such image: x".
 package dockerapi
 
 import (
@@ -10,6 +12,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
@@ -19,7 +22,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Filters are the API's filters: key → set of values, as the client sent them.
+// ErrNotModified is the answer to starting a started container and to stopping a stopped one: docker's 304, which
+// its clients take for success. It is errdefs' own class, named here because no other API needs it.
+var ErrNotModified error = errdefs.ErrNotModified
+
+// Filters are the API's filters: key → set of values, every value true. The names were checked against those that
+// docker accepts at the endpoint; a Backend refuses the ones it does not know with ErrNotImplemented.
 type Filters map[string]map[string]bool
 
 // Progress sends one message of a JSON progress stream to the client.
@@ -33,6 +41,11 @@ type Backend interface {
 	ImageBackend
 }
 
+// AuthBackend is an optional power of a Backend, found by assertion: it checks credentials for docker login.
+type AuthBackend interface {
+	Auth(ctx context.Context, auth registry.AuthConfig) (registry.AuthResponse, error)
+}
+
 // SystemBackend answers about the daemon itself.
 type SystemBackend interface {
 	Info(ctx context.Context) (system.Info, error)
@@ -40,14 +53,21 @@ type SystemBackend interface {
 	// Events calls send with every event from since on (zero: from now) until until (zero: for ever),
 	// ctx's end, or send's error.
 	Events(ctx context.Context, since, until time.Time, filters Filters, send func(events.Message) error) error
+	// DiskUsage counts everything, items included: the API leaves out what was not asked for.
 	DiskUsage(ctx context.Context) (system.DiskUsage, error)
 }
 
 // ContainerBackend is the containers' part.
 type ContainerBackend interface {
+	// ContainerCreate: Config, HostConfig and NetworkingConfig are never nil.
 	ContainerCreate(ctx context.Context, name string, platform *ocispec.Platform, r container.CreateRequest) (container.CreateResponse, error)
+	// ContainerStart of a running container is ErrNotModified. docker's command line makes exit code 127 of an
+	// ErrInvalidArgument that says "executable file not found" or "no such file or directory", 126 of one that
+	// says "permission denied", 125 of anything else. A failed start ends attachments and waits, and removes the
+	// container if AutoRemove is set: docker run waits for that.
 	ContainerStart(ctx context.Context, name string) error
-	// ContainerStop: timeout nil is the container's own (default 10 s); negative waits for ever.
+	// ContainerStop: timeout nil is the container's own (default 10 s); negative waits for ever. Of a stopped
+	// container it is ErrNotModified.
 	ContainerStop(ctx context.Context, name, signal string, timeout *int) error
 	ContainerRestart(ctx context.Context, name, signal string, timeout *int) error
 	ContainerKill(ctx context.Context, name, signal string) error
@@ -63,7 +83,9 @@ type ContainerBackend interface {
 	// ContainerWait registers the wait before it returns, so that nothing is missed between this call and
 	// the reading of the channel, which gets exactly one value. It ends with ctx.
 	ContainerWait(ctx context.Context, name string, condition container.WaitCondition) (<-chan WaitResult, error)
-	// ContainerAttach registers the attachment before it returns; serve then pumps until the streams end.
+	// ContainerAttach registers the attachment before it returns; serve then pumps until the container's output
+	// ends, whatever the state of Stdin. ctx lasts until serve returns and ends early when the client hangs up;
+	// when it ends with serve never called the attachment is released too.
 	ContainerAttach(ctx context.Context, name string, o AttachOptions) (serve func(Streams) error, tty bool, err error)
 	// ContainerLogs likewise checks first; serve writes the log.
 	ContainerLogs(ctx context.Context, name string, o LogsOptions) (serve func(stdout, stderr io.Writer) error, tty bool, err error)
@@ -77,8 +99,9 @@ type WaitResult struct {
 	Err        error // the wait itself failed
 }
 
-// Streams are what an attach or exec start pumps. Stdin is nil when it was not asked for; with a terminal all
-// output goes to Stdout. CloseWrite-like ends are expressed by io.EOF from Stdin.
+// Streams are what an attach or exec start pumps. Stdin is nil when it was not asked for; Stdout and Stderr never
+// are: output that was not asked for is discarded. With a terminal all output goes to Stdout. Stdin ends with
+// io.EOF in every case: half-close, hang-up and the end of the call.
 type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
@@ -103,7 +126,10 @@ type ExecBackend interface {
 	ExecCreate(ctx context.Context, name string, r container.ExecCreateRequest) (id string, err error)
 	// ExecStart starts the exec. Detached (streams nil) it returns at once; else when the process has ended
 	// and its output is written. ready is called once the process is known to have started, before the first
-	// byte is written: the moment to hijack the connection and to set Streams up.
+	// byte is written: the moment to hijack the connection and to set Streams up. It is called at most once and
+	// from the goroutine of ExecStart. A process that cannot be started (no such executable, not permitted) is
+	// ErrInvalidArgument or ErrPermissionDenied, and ExecInspect answers exit code 127 or 126 from then on: docker
+	// shows that error in the stream. ctx is as in ContainerAttach.
 	ExecStart(ctx context.Context, id string, r container.ExecStartRequest, ready func() (Streams, error)) error
 	ExecInspect(ctx context.Context, id string) (container.ExecInspectResponse, error)
 	ExecResize(ctx context.Context, id string, height, width uint) error
