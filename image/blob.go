@@ -14,6 +14,9 @@ import (
 // blobTries is how often in a row a download may fail without having brought a byte.
 const blobTries = 3
 
+// errSilent is why a connection was given up that brought nothing for too long.
+var errSilent = errors.New("the registry went silent")
+
 // blobReader reads a blob over as many connections as it takes, going on where one broke off. It ends exactly at the
 // descriptor's size: a blob that is shorter or longer is ErrInvalid.
 type blobReader struct {
@@ -67,6 +70,9 @@ func (b *blobReader) Read(p []byte) (int, error) {
 }
 
 func (b *blobReader) giveUp(err error) error {
+	if errors.Is(err, context.Canceled) {
+		err = errSilent
+	}
 	if err == io.EOF {
 		return faultf(ErrInvalid, "blob %s has %d bytes instead of %d", b.desc.Digest, b.off, b.desc.Size)
 	}
@@ -84,14 +90,14 @@ func (b *blobReader) open() error {
 	}
 	var header http.Header
 	if b.off > 0 {
-		header = http.Header{"Range": {fmt.Sprintf("bytes=%d-", b.off)}}
+		header = http.Header{"Range": {fmt.Sprintf("bytes=%d-%d", b.off, b.desc.Size-1)}}
 	}
 	ctx, cancel := context.WithCancel(b.ctx)
 	resp, err := b.ss.get(ctx, "blobs/"+b.desc.Digest.String(), header)
 	if err != nil {
 		cancel()
 		if b.ctx.Err() == nil && errors.Is(err, context.Canceled) {
-			err = errors.New("the registry does not answer")
+			err = errSilent
 		}
 		return err
 	}

@@ -231,6 +231,8 @@ func (ss *session) explain(ctx context.Context, err error) error {
 			text += fmt.Sprintf(" (no credentials: %v)", ss.loginErr)
 		}
 		return faultf(ErrDenied, "pull access denied for %s, repository does not exist or may require 'docker login': %s", repo, text)
+	case te.StatusCode == http.StatusRequestedRangeNotSatisfiable:
+		return faultf(ErrInvalid, "a blob of %s is shorter than its descriptor says", ref)
 	case code == "NAME_UNKNOWN":
 		return faultf(ErrNotFound, "repository %s not found: %s", repo, text)
 	case code == "BLOB_UNKNOWN":
