@@ -3,6 +3,16 @@ package main
 import (
 	"context"
 	"errors"
+	"path/filepath"
+	"sync"
+
+	"net/http"
+
+	"github.com/cradlevm/cradle/dockerapi"
+	"github.com/cradlevm/cradle/guestos"
+	"github.com/cradlevm/cradle/image"
+	"github.com/cradlevm/cradle/node"
+	"github.com/cradlevm/cradle/vm/qemu"
 )
 
 // runDaemon runs the node daemon until ctx ends or it has been idle for long enough.
@@ -11,6 +21,68 @@ func runDaemon(ctx context.Context, c daemonConfig) error {
 }
 
 // openService wires the daemon's parts together: the one place that knows them all.
-func openService(_ context.Context, _ daemonConfig) (*service, error) {
-	return nil, errors.New("this build of cradle has no node daemon")
+func openService(ctx context.Context, c daemonConfig) (*service, error) {
+	if c.Guest == "" {
+		return nil, errors.New("no guest kernel found: make one with `make guest`, or name its directory with --guest or CRADLE_GUEST")
+	}
+	guest, err := guestos.Open(c.Guest)
+	if err != nil {
+		return nil, err
+	}
+	images, err := image.Open(filepath.Join(c.Root, "images"), image.Options{})
+	if err != nil {
+		return nil, err
+	}
+	driver := qemu.New(qemu.Options{})
+	accel, why := driver.Accel(ctx)
+	c.Log.Info("accelerator", "accel", accel, "why", why)
+	n, err := node.Open(ctx, node.Options{
+		Root: c.Root, Run: c.Run, Version: c.Version, Driver: driver, Guest: guest, Images: images, Log: c.Log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, images.Close())
+	}
+	ended := make(chan struct{})
+	extra := http.NewServeMux()
+	extra.Handle("POST /cradle/v1/reset", resetHandler(n, sync.OnceFunc(func() { close(ended) })))
+	extra.Handle("POST /cradle/v1/summon", summonHandler(n))
+	return &service{
+		Handler: dockerapi.New(n, dockerapi.Options{
+			Version: c.Version, Log: c.Log, Extra: map[string]http.Handler{"/cradle/v1/": extra},
+		}),
+		Busy:  n.Busy,
+		Close: func() error { return errors.Join(n.Close(), images.Close()) },
+		Ended: ended,
+	}, nil
+}
+
+// resetHandler removes every container and then ends the daemon.
+func resetHandler(n *node.Node, end func()) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := n.Reset(r.Context()); err != nil {
+			dockerapi.WriteError(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+		end()
+	})
+}
+
+// summonHandler streams the directory of a virtual machine as a tar archive.
+func summonHandler(n *node.Node) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun := false
+		err := n.Summon(r.Context(), r.URL.Query().Get("image"), func() {
+			begun = true
+			w.Header().Set("Content-Type", "application/x-tar")
+			w.WriteHeader(http.StatusOK)
+		}, w)
+		switch {
+		case err != nil && !begun:
+			dockerapi.WriteError(w, err)
+		case err != nil:
+			// The answer has begun: breaking it off is the one way left to say that it is not whole.
+			panic(http.ErrAbortHandler)
+		}
+	})
 }

@@ -1,0 +1,221 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/dockerapi"
+	"github.com/cradlevm/cradle/node/logfile"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/sandbox"
+)
+
+// ctr is one container. See the package comment for its locks.
+type ctr struct {
+	node *Node
+	id   string
+
+	op sync.Mutex
+
+	mu       sync.Mutex
+	rec      record
+	log      *logfile.Log // nil with log driver none, or before the first start
+	run      *run         // nil while there is no VM
+	removing bool
+	waiters  map[*waiter]struct{}
+	attached map[*attachment]struct{}
+	health   *container.Health
+	gone     chan struct{} // closed when the container has been removed
+}
+
+// run is one life of a container's VM.
+type run struct {
+	vm    *sandbox.Sandbox
+	ended chan struct{} // closed when the container's state says that it has ended
+	torn  chan struct{} // closed when nothing of the VM is left
+
+	stdinMu sync.Mutex
+	stdin   io.WriteCloser // opened at its first use
+}
+
+// waiter is one wait call.
+type waiter struct {
+	condition container.WaitCondition
+	result    chan dockerapi.WaitResult // buffered: one value
+}
+
+func newCtr(n *Node, r record) *ctr {
+	return &ctr{
+		node: n, id: r.ID, rec: r,
+		waiters: map[*waiter]struct{}{}, attached: map[*attachment]struct{}{}, gone: make(chan struct{}),
+	}
+}
+
+// dir is the container's directory of lasting files.
+func (c *ctr) dir() string { return filepath.Join(c.node.options.Root, "containers", c.id) }
+
+// process names the container's first process to its agent.
+func (c *ctr) process() api.ProcessRef { return api.ProcessRef{ID: c.id} }
+
+// snapshot returns the record as it is now.
+func (c *ctr) snapshot() record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec
+}
+
+// isUp reports whether the container is running or paused.
+func (c *ctr) isUp() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return up(c.rec.Status)
+}
+
+func up(s container.ContainerState) bool {
+	return s == container.StateRunning || s == container.StatePaused
+}
+
+// change applies f to the record and saves it. The change is kept in memory also when the disk refuses it: what is
+// true of a VM does not become untrue for a full disk.
+func (c *ctr) change(f func(*record)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f(&c.rec)
+	return c.node.store.put(c.rec)
+}
+
+// current returns the run of a running or paused container.
+func (c *ctr) current() (*run, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.run == nil || !up(c.rec.Status) {
+		return nil, conflict("container %s is not running", c.id)
+	}
+	return c.run, nil
+}
+
+// openLog opens the container's log, once; nil when it keeps none.
+func (c *ctr) openLog() (*logfile.Log, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.log != nil || c.rec.HostConfig.LogConfig.Type == "none" {
+		return c.log, nil
+	}
+	o, err := runspec.Log(&c.rec.HostConfig)
+	if err != nil {
+		return nil, err
+	}
+	l, err := logfile.Open(filepath.Join(c.dir(), "log"), logfile.Options{MaxSize: o.MaxSize, MaxFiles: o.MaxFiles})
+	if err != nil {
+		return nil, fmt.Errorf("open log of container %s: %w", c.id, err)
+	}
+	c.log = l
+	return l, nil
+}
+
+func (c *ctr) closeLog() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.log != nil {
+		if err := c.log.Close(); err != nil {
+			c.node.options.Log.Warn("close log", "container", c.id, "err", err)
+		}
+		c.log = nil
+	}
+}
+
+// emit tells the event log of something that happened to the container.
+func (c *ctr) emit(action events.Action, extra map[string]string) {
+	r := c.snapshot()
+	attributes := map[string]string{"name": r.Name, "image": r.Config.Image}
+	for k, v := range r.Config.Labels {
+		attributes[k] = v
+	}
+	for k, v := range extra {
+		attributes[k] = v
+	}
+	c.node.events.add(events.ContainerEventType, action, c.id, attributes)
+}
+
+// ContainerWait implements dockerapi.Backend.
+func (n *Node) ContainerWait(ctx context.Context, name string, condition container.WaitCondition) (<-chan dockerapi.WaitResult, error) {
+	c, err := n.find(name)
+	if err != nil {
+		return nil, err
+	}
+	w := &waiter{condition: condition, result: make(chan dockerapi.WaitResult, 1)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if (condition == container.WaitConditionNotRunning || condition == "") && !up(c.rec.Status) {
+		w.result <- dockerapi.WaitResult{StatusCode: c.rec.ExitCode}
+		return w.result, nil
+	}
+	c.waiters[w] = struct{}{}
+	context.AfterFunc(ctx, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if _, waiting := c.waiters[w]; waiting {
+			delete(c.waiters, w)
+			w.result <- dockerapi.WaitResult{Err: ctx.Err()}
+		}
+	})
+	return w.result, nil
+}
+
+// wake answers the waiters that wait for an exit or, when the container is removed, all of them. c.mu is held.
+func (c *ctr) wake(removed bool) {
+	for w := range c.waiters {
+		if removed || w.condition != container.WaitConditionRemoved {
+			delete(c.waiters, w)
+			w.result <- dockerapi.WaitResult{StatusCode: c.rec.ExitCode}
+		}
+	}
+}
+
+// stdinOf returns the container's standard input, opening it at its first use in this run.
+func (r *run) stdinOf(ctx context.Context, p api.ProcessRef) (io.WriteCloser, error) {
+	r.stdinMu.Lock()
+	defer r.stdinMu.Unlock()
+	if r.stdin == nil {
+		w, err := r.vm.Stdin(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		r.stdin = w
+	}
+	return r.stdin, nil
+}
+
+// removeFiles deletes the container's lasting files.
+func (c *ctr) removeFiles() error {
+	if err := os.RemoveAll(c.dir()); err != nil {
+		return fmt.Errorf("remove files of container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// waitFor returns nil when ch closes, an error when ctx or the time ends first.
+func waitFor(ctx context.Context, ch <-chan struct{}, limit time.Duration) error {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-ch:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return errTimeout
+	}
+}
+
+var errTimeout = errors.New("timed out")

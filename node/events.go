@@ -1,0 +1,199 @@
+package node
+
+import (
+	"context"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/events"
+
+	"github.com/cradlevm/cradle/dockerapi"
+)
+
+// eventHistory is how many past events a client can ask for; docker keeps 256.
+const eventHistory = 1024
+
+// eventLog keeps the last events and tells watchers of new ones.
+type eventLog struct {
+	mu       sync.Mutex
+	past     []events.Message
+	watchers map[int]func(events.Message)
+	next     int
+}
+
+func newEventLog() *eventLog { return &eventLog{watchers: map[int]func(events.Message){}} }
+
+func (l *eventLog) add(kind events.Type, action events.Action, id string, attributes map[string]string) {
+	now := time.Now()
+	m := events.Message{
+		Type: kind, Action: action, Scope: "local", Time: now.Unix(), TimeNano: now.UnixNano(),
+		Actor: events.Actor{ID: id, Attributes: attributes},
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.past) == eventHistory {
+		l.past = append(l.past[:0], l.past[1:]...)
+	}
+	l.past = append(l.past, m)
+	for _, f := range l.watchers {
+		f(m)
+	}
+}
+
+// watch calls f with every new event until stop is called. f must not block and must not call the log.
+func (l *eventLog) watch(f func(events.Message)) (stop func()) {
+	_, stop = l.watchFrom(time.Time{}, f)
+	return stop
+}
+
+// watchFrom is watch that also returns the past events since a time (zero: none), without a gap between the two.
+func (l *eventLog) watchFrom(since time.Time, f func(events.Message)) (past []events.Message, stop func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !since.IsZero() {
+		for _, m := range l.past {
+			if m.TimeNano >= since.UnixNano() {
+				past = append(past, m)
+			}
+		}
+	}
+	id := l.next
+	l.next++
+	l.watchers[id] = f
+	return past, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.watchers, id)
+	}
+}
+
+// eventBacklog is how far a client may fall behind before its events stream ends.
+const eventBacklog = 4096
+
+// Events implements dockerapi.Backend.
+func (n *Node) Events(ctx context.Context, since, until time.Time, filters dockerapi.Filters, send func(events.Message) error) error {
+	if err := knownFilters(filters, "event", "type", "container", "image", "label", "scope", "daemon", "network", "volume"); err != nil {
+		return err
+	}
+	live := make(chan events.Message, eventBacklog)
+	behind := make(chan struct{})
+	past, stop := n.events.watchFrom(since, func(m events.Message) {
+		select {
+		case live <- m:
+		default:
+			select {
+			case <-behind:
+			default:
+				close(behind)
+			}
+		}
+	})
+	defer stop()
+	var end <-chan time.Time
+	if !until.IsZero() {
+		t := time.NewTimer(time.Until(until))
+		defer t.Stop()
+		end = t.C
+	}
+	for _, m := range past {
+		if !until.IsZero() && m.TimeNano > until.UnixNano() {
+			return nil
+		}
+		if matchesEvent(m, filters) {
+			if err := send(m); err != nil {
+				return err
+			}
+		}
+	}
+	for {
+		select {
+		case m := <-live:
+			if matchesEvent(m, filters) {
+				if err := send(m); err != nil {
+					return err
+				}
+			}
+		case <-behind:
+			return conflict("the client reads its events too slowly: more than %d are waiting", eventBacklog)
+		case <-end:
+			return nil
+		case <-ctx.Done():
+			return nil
+		case <-n.ctx.Done():
+			return nil
+		}
+	}
+}
+
+// matchesEvent applies docker's event filters: any value of a key, every key.
+func matchesEvent(m events.Message, filters dockerapi.Filters) bool {
+	actor := func(kind events.Type, values map[string]bool) bool {
+		return m.Type == kind && (anyPrefix(values, m.Actor.ID) || values[m.Actor.Attributes["name"]])
+	}
+	for key, values := range filters {
+		if len(values) == 0 {
+			continue
+		}
+		ok := false
+		switch key {
+		case "event":
+			name, _, _ := strings.Cut(string(m.Action), ":")
+			ok = values[string(m.Action)] || values[name]
+		case "type":
+			ok = values[string(m.Type)]
+		case "scope":
+			ok = values[m.Scope]
+		case "container":
+			ok = actor(events.ContainerEventType, values)
+		case "image":
+			ok = actor(events.ImageEventType, values) || values[m.Actor.Attributes["image"]]
+		case "label":
+			ok = matchesLabels(m.Actor.Attributes, values)
+		default: // daemon, network, volume: this daemon has no such events
+			ok = false
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// anyPrefix reports whether id begins with any of the values, which are at least 12 long as docker prints them or
+// whole.
+func anyPrefix(values map[string]bool, id string) bool {
+	for v := range maps.Keys(values) {
+		if len(v) >= 4 && strings.HasPrefix(id, v) {
+			return true
+		}
+	}
+	return false
+}
+
+// matchesLabels reports whether labels have every wanted "key" or "key=value".
+func matchesLabels(labels map[string]string, wanted map[string]bool) bool {
+	for w := range wanted {
+		key, value, hasValue := strings.Cut(w, "=")
+		have, ok := labels[key]
+		if !ok || (hasValue && have != value) {
+			return false
+		}
+	}
+	return true
+}
+
+// knownFilters refuses a filter that would otherwise be ignored, in docker's words.
+func knownFilters(filters dockerapi.Filters, known ...string) error {
+next:
+	for key := range filters {
+		for _, k := range known {
+			if key == k {
+				continue next
+			}
+		}
+		return invalid("invalid filter '%s'", key)
+	}
+	return nil
+}

@@ -1,0 +1,223 @@
+// Package node is the daemon without its protocols: the registry of containers and their sandboxes, their state on
+// disk, their logs and events. It implements dockerapi.Backend.
+//
+// # Where things are
+//
+//	Root/state.db              bbolt: one record per container
+//	Root/containers/ID/        scratch.ext4 (the container's writable disk), log/ (its output)
+//	Run/s/ID12/                the runtime directory of the container's VM, while there is one
+//
+// # One container's life
+//
+// A container's lifecycle changes (start, remove, rename) take its op lock one at a time; mu guards its fields and
+// is never held across anything slow. Each start makes a run: a VM, the goroutine that follows it (follow.go),
+// and the end of both. A record that names a sandbox means that a VM may exist: it is written before the VM is
+// made and cleared after it has gone, so that a daemon that starts knows what an earlier one left.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+
+	"github.com/cradlevm/cradle/guestos"
+	"github.com/cradlevm/cradle/image"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/vm"
+	"github.com/cradlevm/cradle/volume"
+)
+
+// Options of Open.
+type Options struct {
+	Root    string // images, containers, state
+	Run     string // sockets and runtime files; short, for unix sockets' paths are
+	Version string // of the program, for version and info
+	Driver  vm.Driver
+	Guest   guestos.Guest
+	Images  image.Store
+	Log     *slog.Logger
+}
+
+// Node is the daemon's state. All methods may be called from any goroutine.
+type Node struct {
+	options  Options
+	store    *store
+	scratch  volume.Scratch
+	settings runspec.Settings
+	events   *eventLog
+	started  time.Time
+
+	// running counts the goroutines that follow VMs; ctx ends them.
+	ctx     context.Context
+	stop    context.CancelFunc
+	running sync.WaitGroup
+
+	mu         sync.Mutex
+	containers map[string]*ctr     // by id
+	names      map[string]string   // name → id; reserved before the container exists
+	execs      map[string]*exec    // by id
+	uids       map[uint32]struct{} // VM user ids in use
+}
+
+// firstUID is where the user ids of VMs begin when the daemon runs as root: above everything that distributions,
+// systemd and containers hand out (systemd's doc/UIDS-GIDS: 1879048192 and up is unused).
+const firstUID = 1_900_000_000
+
+// Open reads the state below o.Root and takes up what an earlier daemon left: running VMs are found again, ended
+// ones are cleaned up.
+func Open(ctx context.Context, o Options) (*Node, error) {
+	for _, dir := range []string{filepath.Join(o.Root, "containers"), filepath.Join(o.Run, "s")} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("open node: %w", err)
+		}
+	}
+	st, err := openStore(filepath.Join(o.Root, "state.db"))
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{
+		options: o, store: st, scratch: volume.Scratch{Dir: filepath.Join(o.Root, "scratch")},
+		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU()},
+		events:   newEventLog(), started: time.Now(),
+		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]struct{}{},
+	}
+	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := n.recover(ctx); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	return n, nil
+}
+
+// Close leaves the VMs running and forgets them; the next Open finds them again.
+func (n *Node) Close() error {
+	n.stop()
+	n.mu.Lock()
+	for _, c := range n.containers {
+		c.mu.Lock()
+		if c.run != nil {
+			c.run.vm.Disconnect()
+		}
+		c.mu.Unlock()
+	}
+	n.mu.Unlock()
+	n.running.Wait()
+	for _, c := range n.containers {
+		c.closeLog()
+	}
+	return n.store.Close()
+}
+
+// Busy reports whether anything would be missed if the daemon ended now: a running container.
+func (n *Node) Busy() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.containers {
+		if c.isUp() {
+			return true
+		}
+	}
+	return false
+}
+
+// Reset kills and removes every container.
+func (n *Node) Reset(ctx context.Context) error {
+	var errs []error
+	for _, c := range n.all() {
+		if err := n.ContainerRemove(ctx, c.id, true, true); err != nil && !cerrdefs.IsNotFound(err) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// all returns the containers there are now, in no order.
+func (n *Node) all() []*ctr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := make([]*ctr, 0, len(n.containers))
+	for _, c := range n.containers {
+		out = append(out, c)
+	}
+	return out
+}
+
+// find returns the container of this name, id, or unambiguous id prefix.
+func (n *Node) find(name string) (*ctr, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c := n.containers[name]; c != nil {
+		return c, nil
+	}
+	if id := n.names[strings.TrimPrefix(name, "/")]; id != "" && n.containers[id] != nil {
+		return n.containers[id], nil
+	}
+	var found *ctr
+	for id, c := range n.containers {
+		if name == "" || !strings.HasPrefix(id, name) {
+			continue
+		}
+		if found != nil {
+			return nil, fmt.Errorf("multiple IDs found with provided prefix: %s: %w", name, cerrdefs.ErrInvalidArgument)
+		}
+		found = c
+	}
+	if found == nil {
+		return nil, notFound("No such container: %s", name)
+	}
+	return found, nil
+}
+
+// takeUID reserves a user id for a VM: 0 when the daemon may not choose.
+func (n *Node) takeUID() uint32 {
+	if os.Geteuid() != 0 {
+		return 0
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for uid := uint32(firstUID); ; uid++ {
+		if _, taken := n.uids[uid]; !taken {
+			n.uids[uid] = struct{}{}
+			return uid
+		}
+	}
+}
+
+func (n *Node) giveUID(uid uint32) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.uids, uid)
+}
+
+// classed is an error with docker's words and a class of errdefs: the class does not show in the text.
+type classed struct {
+	text  string
+	class error
+}
+
+func (e *classed) Error() string { return e.text }
+func (e *classed) Unwrap() error { return e.class }
+
+func notFound(format string, args ...any) error {
+	return &classed{fmt.Sprintf(format, args...), cerrdefs.ErrNotFound}
+}
+
+func conflict(format string, args ...any) error {
+	return &classed{fmt.Sprintf(format, args...), cerrdefs.ErrConflict}
+}
+
+func invalid(format string, args ...any) error {
+	return &classed{fmt.Sprintf(format, args...), cerrdefs.ErrInvalidArgument}
+}
+
+func unsupported(format string, args ...any) error {
+	return &classed{fmt.Sprintf(format, args...), cerrdefs.ErrNotImplemented}
+}

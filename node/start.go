@@ -1,0 +1,259 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/dockerapi"
+	"github.com/cradlevm/cradle/guestos"
+	"github.com/cradlevm/cradle/image"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// startLimit bounds one start as a whole. The boot within it has a limit of its own.
+const startLimit = sandbox.BootTimeout + time.Minute
+
+// scratchSerial names a container's writable disk; layerSerial its layers, the lowest being 0.
+const scratchSerial = "scratch"
+
+func layerSerial(i int) string { return fmt.Sprintf("layer%d", i) }
+
+// ContainerStart implements dockerapi.Backend. A start goes on when its client hangs up.
+func (n *Node) ContainerStart(ctx context.Context, name string) error {
+	c, err := n.find(name)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	return c.start(context.WithoutCancel(ctx), 0)
+}
+
+// start makes a run of the container. restarts is the count to record: 0 for a start that a user asked for. op is
+// held.
+func (c *ctr) start(ctx context.Context, restarts int) error {
+	c.mu.Lock()
+	status, removing, run := c.rec.Status, c.removing, c.run
+	c.mu.Unlock()
+	switch {
+	case removing:
+		return conflict("container is marked for removal and cannot be started")
+	case status == container.StatePaused:
+		return conflict("cannot start a paused container, try unpause instead")
+	case status == container.StateRunning:
+		return dockerapi.ErrNotModified
+	}
+	if run != nil { // the last run's VM is still being taken down
+		<-run.torn
+	}
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	err := c.launch(ctx, restarts)
+	if err == nil {
+		return nil
+	}
+	c.failed(err)
+	return err
+}
+
+// failed records a start that did not come to anything: docker's exit codes, and the end of whoever waits.
+func (c *ctr) failed(err error) {
+	code := 128
+	var answered *api.Error
+	if errors.As(err, &answered) {
+		switch answered.Code {
+		case api.CodeCommandNotFound:
+			code = 127
+		case api.CodeCommandNotRunnable:
+			code = 126
+		}
+	}
+	if err := c.change(func(r *record) {
+		r.ExitCode, r.Error, r.Finished = code, err.Error(), time.Now()
+	}); err != nil {
+		c.node.options.Log.Error("record failed start", "container", c.id, "err", err)
+	}
+	c.mu.Lock()
+	c.wake(false)
+	c.endAttachments()
+	auto := c.rec.HostConfig.AutoRemove
+	c.mu.Unlock()
+	if auto {
+		if err := c.remove(); err != nil {
+			c.node.options.Log.Error("remove container that did not start", "container", c.id, "err", err)
+		}
+	}
+}
+
+// launch boots the VM, makes the container in it and starts its process; on error nothing of it is left.
+func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
+	n, rec := c.node, c.snapshot()
+	var undo undoStack
+	defer func() {
+		if err != nil {
+			undo.run(n.options.Log.With("container", c.id))
+		}
+	}()
+	request, err := runspec.Create(rec.spec(), n.settings)
+	if err != nil {
+		return err
+	}
+	log, err := c.openLog()
+	if err != nil {
+		return err
+	}
+	if log != nil {
+		if err := log.Restart(time.Now()); err != nil { // a new run's journal begins at 0 again
+			return fmt.Errorf("begin log of container %s: %w", c.id, err)
+		}
+	}
+	uid := n.takeUID()
+	undo.push("user id", func() error { n.giveUID(uid); return nil })
+	config, guest, err := c.prepare(ctx, rec, uid, &request)
+	if err != nil {
+		return err
+	}
+	undo.push("record", func() error { return c.change(func(r *record) { r.Sandbox = nil }) })
+	if err := c.change(func(r *record) { r.Sandbox = &config }); err != nil {
+		return err
+	}
+	undo.push("runtime directory", func() error { return os.RemoveAll(config.VM.Dir) })
+	if err := os.MkdirAll(config.VM.Dir, 0o700); err != nil {
+		return fmt.Errorf("make runtime directory: %w", err)
+	}
+	machine, err := sandbox.Start(ctx, n.options.Driver, config)
+	if err != nil {
+		return fmt.Errorf("guest %s: %w", guest.Release, err)
+	}
+	undo.push("virtual machine", machine.Kill)
+	if err := machine.Create(ctx, request); err != nil {
+		return startError(rec, err)
+	}
+	if err := machine.StartContainer(ctx, c.id); err != nil {
+		return startError(rec, err)
+	}
+	return c.started(machine, restarts, &undo)
+}
+
+// started records a running container and begins to follow it.
+func (c *ctr) started(machine *sandbox.Sandbox, restarts int, undo *undoStack) error {
+	r := &run{vm: machine, ended: make(chan struct{}), torn: make(chan struct{})}
+	err := c.change(func(rec *record) {
+		rec.Status, rec.Started, rec.Finished = container.StateRunning, time.Now(), time.Time{}
+		rec.ExitCode, rec.Error, rec.OOMKilled = 0, "", false
+		rec.RestartCount, rec.StoppedByUser = restarts, false
+		c.run = r
+	})
+	if err != nil {
+		c.mu.Lock()
+		c.rec.Status, c.run = container.StateExited, nil
+		c.mu.Unlock()
+		return err
+	}
+	undo.forget()
+	c.node.running.Add(1)
+	go c.follow(r)
+	c.emit(events.ActionStart, nil)
+	return nil
+}
+
+// prepare makes the writable disk and describes the VM and its disks, in config and in request.
+func (c *ctr) prepare(ctx context.Context, rec record, uid uint32, request *api.CreateRequest) (sandbox.Config, guestos.Guest, error) {
+	n := c.node
+	img, guest, err := c.image(rec)
+	if err != nil {
+		return sandbox.Config{}, guest, err
+	}
+	scratch := filepath.Join(c.dir(), "scratch.ext4")
+	if _, err := os.Stat(scratch); errors.Is(err, os.ErrNotExist) {
+		size, err := runspec.ScratchSize(&rec.HostConfig, n.settings)
+		if err == nil {
+			err = n.scratch.New(ctx, scratch, size)
+		}
+		if err != nil {
+			return sandbox.Config{}, guest, err
+		}
+	}
+	if uid != 0 {
+		if err := os.Chown(scratch, int(uid), int(uid)); err != nil {
+			return sandbox.Config{}, guest, fmt.Errorf("give the writable disk to its VM: %w", err)
+		}
+	}
+	var disks []vm.Disk
+	for i, l := range img.Layers {
+		disks = append(disks, vm.Disk{Serial: layerSerial(i), Path: l.Path, ReadOnly: true})
+		request.Rootfs.Layers = append(request.Rootfs.Layers, api.Disk{Serial: layerSerial(i), FSType: "erofs"})
+	}
+	disks = append(disks, vm.Disk{Serial: scratchSerial, Path: scratch})
+	request.Rootfs.Upper = &api.Disk{Serial: scratchSerial, FSType: "ext4"}
+	cpus, memory := runspec.VMSize(&rec.HostConfig, n.settings)
+	return sandbox.Config{
+		Token:    sandbox.NewToken(),
+		Hostname: rec.Config.Hostname,
+		VM: vm.Config{
+			ID: rec.ID, Dir: filepath.Join(n.options.Run, "s", rec.ID[:12]),
+			CPUs: cpus, Memory: memory,
+			Kernel: guest.Kernel, Initrd: guest.Initrd, Disks: disks, UID: uid, GID: uid,
+		},
+	}, guest, nil
+}
+
+// image finds what the container runs from: its image in the store, or its summoned directory.
+func (c *ctr) image(rec record) (image.Image, guestos.Guest, error) {
+	if rec.Dir != "" {
+		return openSummoned(rec.Dir)
+	}
+	img, err := c.node.options.Images.Get(rec.ImageID)
+	return img, c.node.options.Guest, imageError(err)
+}
+
+// startError puts an agent's refusal into runc's frame, which docker's clients know how to read.
+func startError(rec record, err error) error {
+	var answered *api.Error
+	if !errors.As(err, &answered) {
+		return fmt.Errorf("start container %s: %w", rec.ID, err)
+	}
+	text := "failed to create task for container: unable to start container process: " + clean(answered.Message)
+	switch answered.Code {
+	case api.CodeUnsupported:
+		return unsupported("%s", text)
+	case api.CodeInvalid, api.CodeCommandNotFound, api.CodeCommandNotRunnable:
+		return &startFailure{classed{text, invalid("").(*classed).class}, answered}
+	}
+	return &startFailure{classed{text, errInternal}, answered}
+}
+
+// startFailure keeps the agent's code for the exit status.
+type startFailure struct {
+	classed
+	answered *api.Error
+}
+
+func (e *startFailure) Unwrap() []error { return []error{e.class, e.answered} }
+
+// clean makes one printable line of a guest's message.
+func clean(s string) string {
+	if len(s) > 1024 {
+		s = s[:1024] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' {
+			return ' '
+		}
+		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+			return -1
+		}
+		return r
+	}, s)
+}

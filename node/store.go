@@ -1,0 +1,133 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/sandbox"
+)
+
+// storeVersion is the layout of the state store; a store of a newer one is left alone.
+const storeVersion = 1
+
+var (
+	bucketMeta       = []byte("meta")
+	bucketContainers = []byte("containers")
+	keyVersion       = []byte("version")
+)
+
+// record is what a container is on disk.
+type record struct {
+	ID         string
+	Name       string
+	Created    time.Time
+	ImageID    string
+	Config     container.Config     // image and client merged; Image as the client gave it
+	HostConfig container.HostConfig // as the client gave it
+	Platform   string
+
+	// Dir is a summoned VM directory that the container runs from instead of the store's image.
+	Dir string `json:",omitempty"`
+
+	Status       container.ContainerState // created, running, paused, exited
+	ExitCode     int
+	Error        string
+	OOMKilled    bool
+	Started      time.Time
+	Finished     time.Time
+	RestartCount int
+	// StoppedByUser keeps a restart policy from starting it again.
+	StoppedByUser bool
+
+	// Sandbox is there while a VM may be.
+	Sandbox *sandbox.Config `json:",omitempty"`
+}
+
+// spec is the record as package runspec wants it.
+func (r *record) spec() runspec.Container {
+	return runspec.Container{ID: r.ID, Config: &r.Config, Host: &r.HostConfig}
+}
+
+// store keeps records; every method is one synced transaction.
+type store struct{ db *bolt.DB }
+
+func openStore(path string) (*store, error) {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("open state %s: another daemon has it open", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open state %s: %w", path, err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
+		if err != nil {
+			return err
+		}
+		if raw := meta.Get(keyVersion); raw != nil {
+			var v int
+			if err := json.Unmarshal(raw, &v); err != nil {
+				return fmt.Errorf("its version is unreadable: %w", err)
+			}
+			if v > storeVersion {
+				return fmt.Errorf("it was written by a newer cradle (layout %d, this one knows %d)", v, storeVersion)
+			}
+		}
+		if _, err := tx.CreateBucketIfNotExists(bucketContainers); err != nil {
+			return err
+		}
+		raw, err := json.Marshal(storeVersion)
+		if err != nil {
+			return err
+		}
+		return meta.Put(keyVersion, raw)
+	})
+	if err != nil {
+		db.Close()
+		return nil, fmt.Errorf("open state %s: %w", path, err)
+	}
+	return &store{db}, nil
+}
+
+func (s *store) Close() error { return s.db.Close() }
+
+func (s *store) put(r record) error {
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("save container %s: %w", r.ID, err)
+	}
+	err = s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketContainers).Put([]byte(r.ID), raw) })
+	if err != nil {
+		return fmt.Errorf("save container %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+func (s *store) delete(id string) error {
+	return s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketContainers).Delete([]byte(id)) })
+}
+
+func (s *store) all() ([]record, error) {
+	var out []record
+	err := s.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketContainers).ForEach(func(id, raw []byte) error {
+			var r record
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return fmt.Errorf("container %s: %w", id, err)
+			}
+			out = append(out, r)
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read state: %w", err)
+	}
+	return out, nil
+}
