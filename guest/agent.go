@@ -1,0 +1,163 @@
+// Package guest is cradle's agent: PID 1 of a microVM. It boots the guest, listens on the agent port, and makes,
+// runs and removes containers as package api says.
+//
+// # How a container comes to be
+//
+// Each container has an OS thread of its own (thread.go) that enters new mount, IPC and UTS namespaces, stacks the
+// image's layers and makes the result its root directory. All that concerns the container's files happens on that
+// thread, so whatever an image contains, no path leads out of it. Its processes are cloned from that thread by
+// package launch. Nothing of a container is ever mounted in the agent's own mount namespace, so that when its
+// processes and its thread have gone, the kernel has let go of its disks.
+package guest
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
+	"golang.org/x/sys/unix"
+)
+
+// portTimeout is how long the kernel may take to find the agent port.
+const portTimeout = time.Minute
+
+// Agent serves the agent protocol.
+type Agent struct {
+	reaper  *reaper
+	proc    int // descriptor of /proc in the first PID namespace
+	mountNS int // the agent's own mount namespace
+	ready   int64
+
+	initOnce sync.Once
+	initFD   int
+	initErr  error
+
+	mu         sync.Mutex
+	containers map[string]*container
+
+	// halt ends the machine; a test has its own.
+	halt func()
+}
+
+// NewAgent makes an agent that has no containers. Its reaper takes the exits of all children of this process.
+func NewAgent() (*Agent, error) {
+	a := &Agent{reaper: newReaper(), containers: map[string]*container{}, halt: PowerOff}
+	var err error
+	if a.proc, err = unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, fmt.Errorf("open /proc: %w", err)
+	}
+	if a.mountNS, err = unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return nil, fmt.Errorf("open the mount namespace: %w", err)
+	}
+	return a, nil
+}
+
+// Run is the life of PID 1 after Boot: it returns only when the agent cannot do its work.
+func Run() error {
+	a, err := NewAgent()
+	if err != nil {
+		return err
+	}
+	go a.reaper.run(nil)
+	p, err := openPort(api.AgentPortName, portTimeout)
+	if err != nil {
+		return err
+	}
+	return a.Listen(p)
+}
+
+// Listen serves sessions on a port until the port fails.
+func (a *Agent) Listen(p io.ReadWriter) error {
+	a.ready = bootTime()
+	l := wire.Listen(p)
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return fmt.Errorf("agent port: %w", err)
+		}
+		// A session may have calls that take their time to end; the next one does not wait for them.
+		go wire.Serve(conn, a.Handle)
+	}
+}
+
+// add registers a container under an id that must be free.
+func (a *Agent) add(id string, c *container) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.containers[id] != nil {
+		return api.Errorf(api.CodeExists, "container %s exists", id)
+	}
+	a.containers[id] = c
+	return nil
+}
+
+func (a *Agent) remove(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.containers, id)
+}
+
+func (a *Agent) container(id string) (*container, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, api.Errorf(api.CodeNotFound, "no container %.128s", id)
+}
+
+// process finds a started process by its reference.
+func (a *Agent) process(r *api.ProcessRef) (*process, error) {
+	c, err := a.container(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return c.process(r.Exec)
+}
+
+// sysctl sets kernel parameters in the namespaces of the calling thread; it works before the thread has left the
+// agent's root.
+func (a *Agent) sysctl(values map[string]string) error {
+	for key, value := range values {
+		name := strings.ReplaceAll(key, ".", "/")
+		if strings.Contains(key, "/") {
+			name = key // the other spelling, for names that have dots in them
+		}
+		how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+		fd, err := unix.Openat2(a.proc, "sys/"+name, &how)
+		if err == nil {
+			_, err = unix.Write(fd, []byte(value))
+			unix.Close(fd)
+		}
+		if err != nil {
+			return api.Errorf(api.CodeInvalid, "linux.sysctl: %.80s: %w", key, err)
+		}
+	}
+	return nil
+}
+
+// cgroupOf opens the cgroup that a process is in, which must be at or below dir.
+func (a *Agent) cgroupOf(pid int, dir string) (int, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return -1, err
+	}
+	_, p, ok := strings.Cut(strings.TrimSpace(string(b)), "0::")
+	p = cgroupRoot + p
+	if !ok || p != dir && !within(p, dir) {
+		return -1, api.Errorf(api.CodeFailedPrecondition, "the container's first process has left its cgroup")
+	}
+	return unix.Open(p, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// bootTime is CLOCK_BOOTTIME in nanoseconds.
+func bootTime() int64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	return ts.Nano()
+}

@@ -1,0 +1,265 @@
+package guest
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/guest/launch"
+	"golang.org/x/sys/unix"
+)
+
+// state of a container.
+type state int
+
+const (
+	created state = iota
+	starting
+	running // also once stopped: init's exited channel tells
+	deleting
+)
+
+// container is one container from create to delete.
+type container struct {
+	agent  *Agent
+	req    *api.CreateRequest
+	thread *thread
+	cgroup *cgroup
+	nodes  []string       // block devices that it holds
+	later  []launch.Mount // for the first process to make
+	disks  map[string]string
+
+	mu     sync.Mutex
+	state  state
+	init   *process
+	execs  map[string]*process // nil value: being started
+	joined bool                // the thread's children are born in the container's PID namespace; thread only
+}
+
+// create makes a container from a request that has been checked.
+func (a *Agent) create(r *api.CreateRequest) (err error) {
+	if err := checkCreate(r); err != nil {
+		return err
+	}
+	c := &container{agent: a, req: r, execs: map[string]*process{}}
+	if err := a.add(r.ID, c); err != nil {
+		return err
+	}
+	c.state = starting // nothing else may be asked for yet
+	defer func() {
+		if err != nil {
+			c.release()
+			a.remove(r.ID)
+			return
+		}
+		c.mu.Lock()
+		c.state = created
+		c.mu.Unlock()
+	}()
+	serials := rootfsDisks(&r.Rootfs)
+	mounted := mountDisks(r.Spec.Mounts)
+	if c.nodes, err = findDisks(append(serials, mounted...)); err != nil {
+		return err
+	}
+	c.disks = map[string]string{}
+	for i, s := range mounted {
+		c.disks[s] = c.nodes[len(serials)+i]
+	}
+	if c.cgroup, err = newCgroup(r.ID); err != nil {
+		return err
+	}
+	if err := c.cgroup.limit(r.Spec.Linux.Resources); err != nil {
+		return err
+	}
+	c.thread = newThread()
+	return c.thread.do(func() error { return c.prepare(c.nodes[:len(serials)]) })
+}
+
+// prepare builds the container's view of the world; the thread stays in it.
+func (c *container) prepare(nodes []string) error {
+	r, spec := c.req, c.req.Spec
+	if err := enterNamespaces(); err != nil {
+		return err
+	}
+	if err := setNames(spec.Hostname, spec.Domainname); err != nil {
+		return err
+	}
+	if err := c.agent.sysctl(spec.Linux.Sysctl); err != nil {
+		return err
+	}
+	if err := mountRootfs(&r.Rootfs, nodes); err != nil {
+		return err
+	}
+	files, err := stageFiles(r.Files)
+	if err != nil {
+		return err
+	}
+	volumes, err := stageVolumes(r.Volumes)
+	if err != nil {
+		return err
+	}
+	if err := enterRoot(); err != nil {
+		return err
+	}
+	m := &mounter{volumes: volumes, disks: c.disks}
+	if err := m.all(spec.Mounts); err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := f.attach(); err != nil {
+			return err
+		}
+	}
+	if err := makeDevices(spec.Linux); err != nil {
+		return err
+	}
+	if err := makeCwd(spec.Process.Cwd); err != nil {
+		return err
+	}
+	c.later = append(m.later, hiddenMounts(spec.Linux)...)
+	return finishRoot(spec)
+}
+
+// start runs the container's first process.
+func (c *container) start() (pid int, err error) {
+	c.mu.Lock()
+	if c.state != created {
+		c.mu.Unlock()
+		return 0, api.Errorf(api.CodeFailedPrecondition, "container %s is not in state created", c.req.ID)
+	}
+	c.state = starting
+	c.mu.Unlock()
+	r := c.req
+	p, err := c.launch(&request{
+		process: r.Spec.Process, user: r.User, groupAdd: r.GroupAdd, seccomp: r.Seccomp, stdinOpen: r.StdinOpen,
+		first: true,
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.state = created
+		return 0, err
+	}
+	c.init, c.state = p, running
+	return p.pid, nil
+}
+
+// exec runs another process in the container.
+func (c *container) exec(r *api.ExecRequest) (pid int, err error) {
+	if !validID(r.Exec) {
+		return 0, api.Errorf(api.CodeInvalid, "exec id %.40q", r.Exec)
+	}
+	if err := checkProcess(r.Process); err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	if c.state != running || !c.init.running() {
+		c.mu.Unlock()
+		return 0, api.Errorf(api.CodeFailedPrecondition, "container %s is not running", c.req.ID)
+	}
+	if _, taken := c.execs[r.Exec]; taken {
+		c.mu.Unlock()
+		return 0, api.Errorf(api.CodeExists, "exec %s exists", r.Exec)
+	}
+	c.execs[r.Exec] = nil
+	c.mu.Unlock()
+	p, err := c.launch(&request{
+		process: r.Process, user: r.User, groupAdd: r.GroupAdd, seccomp: r.Seccomp, stdinOpen: r.StdinOpen,
+	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		delete(c.execs, r.Exec)
+		return 0, err
+	}
+	c.execs[r.Exec] = p
+	return p.pid, nil
+}
+
+// process finds the first process or an exec, which must have been started.
+func (c *container) process(exec string) (*process, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if exec == "" {
+		if c.init == nil {
+			return nil, api.Errorf(api.CodeFailedPrecondition, "container %s has not been started", c.req.ID)
+		}
+		return c.init, nil
+	}
+	if p := c.execs[exec]; p != nil {
+		return p, nil
+	}
+	return nil, api.Errorf(api.CodeNotFound, "no exec %s in container %s", exec, c.req.ID)
+}
+
+// deleteExec kills and forgets an exec.
+func (c *container) deleteExec(exec string) error {
+	p, err := c.process(exec)
+	if err != nil {
+		return err
+	}
+	if p.running() {
+		if err := p.signal(int(unix.SIGKILL)); err == nil {
+			<-p.exited
+		}
+	}
+	p.forget()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.execs, exec)
+	return nil
+}
+
+// delete kills the container and gives back everything it holds. A delete that failed may be tried again.
+func (c *container) delete() error {
+	c.mu.Lock()
+	if c.state == starting || c.state == deleting {
+		c.mu.Unlock()
+		return api.Errorf(api.CodeFailedPrecondition, "container %s is busy", c.req.ID)
+	}
+	before := c.state
+	c.state = deleting
+	c.mu.Unlock()
+	if err := c.release(); err != nil {
+		c.mu.Lock()
+		c.state = before
+		c.mu.Unlock()
+		return err
+	}
+	c.agent.remove(c.req.ID)
+	return nil
+}
+
+// release undoes whatever create and start got done; it can be repeated.
+func (c *container) release() error {
+	if c.cgroup != nil {
+		if err := c.cgroup.kill(); err != nil && err != unix.ENOENT {
+			return fmt.Errorf("kill: %w", err)
+		}
+	}
+	c.mu.Lock()
+	var all []*process
+	if c.init != nil {
+		all = append(all, c.init)
+	}
+	for _, p := range c.execs {
+		if p != nil {
+			all = append(all, p)
+		}
+	}
+	c.mu.Unlock()
+	for _, p := range all {
+		<-p.exited
+		p.forget()
+	}
+	if c.thread != nil {
+		c.thread.leave(c.agent.mountNS)
+	}
+	if c.cgroup != nil {
+		if err := c.cgroup.remove(); err != nil {
+			return err
+		}
+		c.cgroup = nil
+	}
+	return awaitReleased(c.nodes)
+}

@@ -1,0 +1,99 @@
+package guest
+
+import (
+	"testing"
+	"time"
+
+	"github.com/cradlevm/cradle/api"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+const busybox = `mkdir bin etc proc sys dev tmp root usr
+cp /bin/busybox bin/
+for a in sh true false cat echo ls ps id sleep mount env stty hostname pwd kill dd touch chmod grep head tail stat mkdir readlink umount mknod wc sha256sum tty seq yes rm ulimit; do ln -s busybox bin/$a; done
+echo root:x:0:0:root:/root:/bin/sh >etc/passwd
+echo app:x:1000:1001:app:/home/app:/bin/sh >>etc/passwd
+printf 'root:x:0:\napp:x:1001:\nstaff:x:50:app\n' >etc/group
+chmod 1777 tmp
+`
+
+var dockerCaps = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW",
+	"CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
+	"CAP_AUDIT_WRITE"}
+
+// dockerSpec is what docker asks for.
+func dockerSpec(args ...string) *specs.Spec {
+	return &specs.Spec{
+		Version: "1.3.0",
+		Process: &specs.Process{
+			Args: args, Cwd: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+			Capabilities: &specs.LinuxCapabilities{Bounding: dockerCaps, Effective: dockerCaps, Permitted: dockerCaps},
+		},
+		Root:     &specs.Root{Path: "rootfs"},
+		Hostname: "box",
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro", "nosuid", "noexec", "nodev"}},
+			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=67108864"}},
+		},
+		Linux: &specs.Linux{
+			MaskedPaths:   []string{"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"},
+			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		},
+	}
+}
+
+// ended is a container's whole life.
+type ended struct {
+	stdout, stderr string
+	status         api.ExitStatus
+	err            error // of create or start
+}
+
+// runContainer creates, starts, waits for and deletes a container.
+func (v *testVM) runContainer(r *api.CreateRequest) (e ended) {
+	v.t.Helper()
+	ref := api.ProcessRef{ID: r.ID}
+	if e.err = v.try(api.MethodCreate, r, nil); e.err != nil {
+		return e
+	}
+	defer v.call(api.MethodDelete, ref, nil)
+	if e.err = v.try(api.MethodStart, ref, nil); e.err != nil {
+		return e
+	}
+	out, errs := v.output(ref)
+	v.call(api.MethodWait, ref, &e.status)
+	e.stdout, e.stderr = string(out), string(errs)
+	return e
+}
+
+func TestFirst(t *testing.T) {
+	v := startVM(t, "256M")
+	var ping api.PingResult
+	v.call(api.MethodPing, nil, &ping)
+	t.Logf("ready after %.0f ms of boot", float64(ping.ReadyNanos)/1e6)
+	layer := v.erofsLayer(busybox)
+	upper := v.scratch()
+	for i := range 4 {
+		r := &api.CreateRequest{ID: "one", Rootfs: api.Rootfs{Layers: []api.Disk{layer}, Upper: upper}, Spec: dockerSpec("echo", "hello")}
+		start := time.Now()
+		ref := api.ProcessRef{ID: r.ID}
+		v.call(api.MethodCreate, r, nil)
+		created := time.Now()
+		v.call(api.MethodStart, ref, nil)
+		started := time.Now()
+		var s api.ExitStatus
+		v.call(api.MethodWait, ref, &s)
+		waited := time.Now()
+		out, _ := v.output(ref)
+		read := time.Now()
+		v.call(api.MethodDelete, ref, nil)
+		t.Logf("run %d: create %v start %v wait %v output %v delete %v: %q %+v", i, created.Sub(start), started.Sub(created), waited.Sub(started), read.Sub(waited), time.Since(read), out, s)
+	}
+	v.call(api.MethodShutdown, nil, nil)
+	v.cmd.Wait()
+}

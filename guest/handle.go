@@ -1,0 +1,167 @@
+package guest
+
+import (
+	"fmt"
+	"runtime/debug"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
+)
+
+// Handle answers one call. Nothing a call contains can end the agent: a panic is an internal error.
+func (a *Agent) Handle(c *wire.Call) {
+	defer func() {
+		if p := recover(); p != nil {
+			fmt.Printf("cradle-init: %.32q: panic: %v\n%s", c.Method, p, debug.Stack())
+			c.Fail(api.Errorf(api.CodeInternal, "agent panic: %v", p))
+		}
+	}()
+	if c.Method == api.MethodStdin || c.Method == api.MethodOutput {
+		a.stream(c)
+		return
+	}
+	result, err := a.answer(c)
+	if err != nil {
+		c.Fail(err)
+		return
+	}
+	c.Reply(result)
+	if c.Method == api.MethodShutdown {
+		a.halt()
+	}
+}
+
+// answer runs a method that is one request and one response.
+func (a *Agent) answer(c *wire.Call) (any, error) {
+	switch c.Method {
+	case api.MethodPing:
+		return a.ping(), nil
+	case api.MethodConfigure:
+		var r api.ConfigureRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return nil, a.configure(&r)
+	case api.MethodCreate:
+		var r api.CreateRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return nil, a.create(&r)
+	case api.MethodExec:
+		var r api.ExecRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return a.startExec(&r)
+	case api.MethodSignal:
+		var r api.SignalRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return nil, a.signal(&r)
+	case api.MethodResize:
+		var r api.ResizeRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		p, err := a.process(&r.ProcessRef)
+		if err != nil {
+			return nil, err
+		}
+		return nil, p.resize(r.Width, r.Height)
+	case api.MethodShutdown:
+		a.shutdown()
+		return nil, nil
+	}
+	return a.answerRef(c)
+}
+
+// answerRef runs a method whose parameters are a ProcessRef.
+func (a *Agent) answerRef(c *wire.Call) (any, error) {
+	var r api.ProcessRef
+	if err := c.Params(&r); err != nil {
+		return nil, err
+	}
+	switch c.Method {
+	case api.MethodWait:
+		p, err := a.process(&r)
+		if err != nil {
+			return nil, err
+		}
+		return p.wait(c.Context)
+	case api.MethodStart, api.MethodDelete, api.MethodProcesses, api.MethodStats:
+	default:
+		return nil, api.Errorf(api.CodeUnsupported, "no method %.40q", c.Method)
+	}
+	ct, err := a.container(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if c.Method == api.MethodDelete {
+		if r.Exec != "" {
+			return nil, ct.deleteExec(r.Exec)
+		}
+		return nil, ct.delete()
+	}
+	if r.Exec != "" {
+		return nil, api.Errorf(api.CodeInvalid, "%s of an exec", c.Method)
+	}
+	switch c.Method {
+	case api.MethodStart:
+		pid, err := ct.start()
+		return api.StartResult{PID: pid}, err
+	case api.MethodProcesses:
+		return ct.processes()
+	}
+	return ct.stats()
+}
+
+func (a *Agent) startExec(r *api.ExecRequest) (any, error) {
+	ct, err := a.container(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := ct.exec(r)
+	return api.StartResult{PID: pid}, err
+}
+
+// stream runs a streaming method.
+func (a *Agent) stream(c *wire.Call) {
+	var r api.OutputRequest // a ProcessRef and an offset, which MethodStdin leaves out
+	err := c.Params(&r)
+	var p *process
+	if err == nil {
+		p, err = a.process(&r.ProcessRef)
+	}
+	if err == nil {
+		switch {
+		case c.Method == api.MethodOutput:
+			err = p.journal.check(r.Offset)
+		case p.io.stdin == nil:
+			err = api.Errorf(api.CodeFailedPrecondition, "the process was started without standard input")
+		}
+	}
+	if err != nil {
+		c.Fail(err)
+		return
+	}
+	if c.Reply(nil) != nil {
+		return
+	}
+	if c.Method == api.MethodOutput {
+		p.serveOutput(c.Context, r.Offset, c.Stream)
+		return
+	}
+	p.serveStdin(c.Context, c.Stream)
+}
+
+func (a *Agent) ping() api.PingResult {
+	kernel, _ := readSmall("/proc/sys/kernel/osrelease", 128)
+	for len(kernel) > 0 && kernel[len(kernel)-1] == '\n' {
+		kernel = kernel[:len(kernel)-1]
+	}
+	return api.PingResult{
+		Protocol: api.ProtocolVersion, Kernel: string(kernel), UptimeNanos: bootTime(), ReadyNanos: a.ready,
+	}
+}

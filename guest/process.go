@@ -1,0 +1,227 @@
+package guest
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/api"
+	"golang.org/x/sys/unix"
+)
+
+// process is a container's first process or an exec, from its start until it is deleted.
+type process struct {
+	io      *stdio
+	journal *journal
+	exited  chan struct{} // closed once status is set
+	gone    chan struct{} // closed when the process is forgotten; nobody will read what is left
+	forget  func()
+
+	// oom reports how often the kernel has killed for memory in the container.
+	oom      func() uint64
+	oomStart uint64
+
+	stdinTurn chan struct{} // holds a token while a MethodStdin is served
+	stdinEnd  sync.Once
+
+	mu     sync.Mutex
+	pid    int
+	pidfd  int
+	status api.ExitStatus
+
+	outMu  sync.Mutex
+	outCut chan struct{} // closed to end the current MethodOutput
+}
+
+func newProcess(s *stdio) *process {
+	p := &process{
+		io: s, journal: newJournal(), exited: make(chan struct{}), gone: make(chan struct{}),
+		stdinTurn: make(chan struct{}, 1), pidfd: -1,
+	}
+	p.forget = sync.OnceFunc(func() { close(p.gone) })
+	return p
+}
+
+// run has launch start the process, registers it with the reaper, and moves its output from then on.
+func (p *process) run(r *reaper, start func() (pid, pidfd int, err error)) error {
+	if p.oom != nil {
+		p.oomStart = p.oom()
+	}
+	err := r.launch(func() (int, error) {
+		pid, pidfd, err := start()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.pid, p.pidfd = pid, pidfd
+		return pid, err
+	}, p.exit)
+	p.io.closeChild()
+	if err != nil {
+		p.io.closeParent()
+		return err
+	}
+	go func() {
+		p.io.pump(p.journal, p.exited, p.gone)
+		p.io.closeParent()
+	}()
+	return nil
+}
+
+// exit is called by the reaper.
+func (p *process) exit(ws unix.WaitStatus) {
+	code := ws.ExitStatus()
+	if ws.Signaled() {
+		code = 128 + int(ws.Signal())
+	}
+	p.mu.Lock()
+	p.status = api.ExitStatus{Code: code, UnixNanos: time.Now().UnixNano()}
+	if p.oom != nil && code == 128+int(unix.SIGKILL) {
+		p.status.OOMKilled = p.oom() > p.oomStart
+	}
+	if p.pidfd >= 0 {
+		unix.Close(p.pidfd)
+		p.pidfd = -1
+	}
+	p.mu.Unlock()
+	close(p.exited)
+}
+
+func (p *process) running() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// wait answers once the process has exited.
+func (p *process) wait(ctx context.Context) (*api.ExitStatus, error) {
+	select {
+	case <-p.exited:
+	case <-p.gone:
+		return nil, api.Errorf(api.CodeNotFound, "the process has been deleted")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.status
+	return &s, nil
+}
+
+// signal reaches this very process or none: the descriptor cannot come to mean another one.
+func (p *process) signal(sig int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return api.Errorf(api.CodeFailedPrecondition, "the process is not running")
+	}
+	err := unix.PidfdSendSignal(p.pidfd, unix.Signal(sig), nil, 0)
+	if err == unix.ESRCH {
+		return api.Errorf(api.CodeFailedPrecondition, "the process has exited")
+	}
+	return err
+}
+
+// resize sets the terminal's size.
+func (p *process) resize(width, height uint16) error {
+	if p.io.console == nil {
+		return api.Errorf(api.CodeFailedPrecondition, "the process has no terminal")
+	}
+	raw, err := p.io.console.SyscallConn()
+	if err != nil {
+		return api.Errorf(api.CodeFailedPrecondition, "the terminal is closed")
+	}
+	ws := &unix.Winsize{Col: width, Row: height}
+	var ioctlErr error
+	if err := raw.Control(func(fd uintptr) { ioctlErr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, ws) }); err != nil {
+		return api.Errorf(api.CodeFailedPrecondition, "the terminal is closed")
+	}
+	return ioctlErr
+}
+
+// serveStdin feeds the process from a stream, after whoever does so already. The answer to the call has been given.
+func (p *process) serveStdin(ctx context.Context, stream io.Reader) {
+	select {
+	case p.stdinTurn <- struct{}{}:
+		defer func() { <-p.stdinTurn }()
+	case <-p.exited:
+		return
+	case <-ctx.Done():
+		return
+	}
+	// A session that ends must not leave a writer behind that is stuck in a full pipe.
+	stop := context.AfterFunc(ctx, func() { p.io.stdin.SetWriteDeadline(time.Unix(1, 0)) })
+	exited := make(chan struct{})
+	go func() {
+		select {
+		case <-p.exited:
+			p.io.stdin.SetWriteDeadline(time.Unix(1, 0))
+		case <-exited:
+		}
+	}()
+	ended, _ := p.io.feed(stream)
+	close(exited)
+	stop()
+	if ended {
+		p.stdinEnd.Do(p.io.endInput)
+		return
+	}
+	if p.running() {
+		p.io.stdin.SetWriteDeadline(time.Time{})
+	}
+}
+
+// serveOutput sends the journal from an offset on, and takes acknowledgements, until all has been sent.
+func (p *process) serveOutput(ctx context.Context, at uint64, stream outputStream) {
+	cut := make(chan struct{})
+	p.outMu.Lock()
+	if p.outCut != nil {
+		close(p.outCut)
+	}
+	p.outCut = cut
+	p.outMu.Unlock()
+
+	acks := make(chan struct{})
+	give := make(chan struct{})
+	go func() {
+		defer close(acks)
+		p.takeAcks(stream)
+	}()
+	go func() {
+		defer close(give)
+		select {
+		case <-cut:
+		case <-acks:
+		case <-ctx.Done():
+		case <-p.gone:
+		}
+	}()
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := p.journal.read(at, buf, give)
+		if err != nil || n == 0 {
+			break
+		}
+		if _, err := stream.Write(buf[:n]); err != nil {
+			return
+		}
+		at += uint64(n)
+		if n == len(buf) && n < 64<<10 {
+			buf = make([]byte, 4*n)
+		}
+	}
+	// What has been sent last is acknowledged after the end.
+	select {
+	case <-cut:
+		// Another stream took over. To end this one would say that the output has ended.
+	default:
+		stream.CloseWrite()
+	}
+	select {
+	case <-acks:
+	case <-ctx.Done():
+	case <-p.gone:
+	}
+}

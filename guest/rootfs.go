@@ -1,0 +1,114 @@
+package guest
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cradlevm/cradle/api"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	runDir = "/run/cradle"
+	// stage is where a container's root is put together. Every container's thread mounts its own tmpfs there, in
+	// its own mount namespace, so nobody sees another's.
+	stage = runDir + "/stage"
+)
+
+// rootfsDisks lists the serials of a rootfs, layers first.
+func rootfsDisks(r *api.Rootfs) []string {
+	var serials []string
+	for _, l := range r.Layers {
+		serials = append(serials, l.Serial)
+	}
+	if r.Upper != nil {
+		serials = append(serials, r.Upper.Serial)
+	}
+	return serials
+}
+
+// enterNamespaces gives the calling thread namespaces of its own, with mounts that nothing propagates into.
+func enterNamespaces() error {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	return unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
+}
+
+// mountRootfs stacks the layers at stage/root. nodes are the devices of the layers and of the upper filesystem.
+func mountRootfs(r *api.Rootfs, nodes []string) error {
+	if err := os.MkdirAll(stage, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("stage", stage, "tmpfs", unix.MS_NOSUID, "mode=700"); err != nil {
+		return fmt.Errorf("mount the stage: %w", err)
+	}
+	// Short relative names keep the options of 500 layers below the kernel's limit of one page.
+	if err := unix.Chdir(stage); err != nil {
+		return err
+	}
+	for i, l := range r.Layers {
+		dir := strconv.Itoa(i)
+		if err := mountDisk(nodes[i], dir, l, unix.MS_RDONLY); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mkdir("u", 0o755); err != nil {
+		return err
+	}
+	if r.Upper != nil {
+		if err := mountDisk(nodes[len(nodes)-1], "u", *r.Upper, 0); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{"u/upper", "u/work", "u/volumes", "root"} {
+		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
+			return err
+		}
+	}
+	var data strings.Builder
+	data.WriteString("lowerdir=")
+	for i := len(r.Layers) - 1; i >= 0; i-- {
+		data.WriteString(strconv.Itoa(i))
+		if i > 0 {
+			data.WriteByte(':')
+		}
+	}
+	data.WriteString(",upperdir=u/upper,workdir=u/work")
+	if err := unix.Mount("overlay", "root", "overlay", 0, data.String()); err != nil {
+		return api.Errorf(api.CodeInternal, "stack %d layers: %w", len(r.Layers), err)
+	}
+	return nil
+}
+
+// mountDisk mounts a device of the host's at dir.
+func mountDisk(node, dir string, d api.Disk, flags uintptr) error {
+	if d.FSType != "erofs" && d.FSType != "ext4" {
+		return api.Errorf(api.CodeUnsupported, "filesystem type %.20q", d.FSType)
+	}
+	if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
+		return err
+	}
+	if err := unix.Mount(node, dir, d.FSType, flags, ""); err != nil {
+		return api.Errorf(api.CodeInternal, "mount disk %s as %s: %w", d.Serial, d.FSType, err)
+	}
+	return nil
+}
+
+// enterRoot makes stage/root the calling thread's root and lets go of everything else. From here on no path leads
+// out of the container.
+func enterRoot() error {
+	if err := unix.Chdir(stage + "/root"); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	// The old root lies on top of the new one now.
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("let the old root go: %w", err)
+	}
+	return unix.Chdir("/")
+}

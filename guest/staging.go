@@ -1,0 +1,145 @@
+package guest
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/cradlevm/cradle/api"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// setNames sets the calling thread's UTS namespace; an empty name stays the guest's.
+func setNames(host, domain string) error {
+	if host != "" {
+		if err := unix.Sethostname([]byte(host)); err != nil {
+			return api.Errorf(api.CodeInvalid, "hostname %.80q: %w", host, err)
+		}
+	}
+	if domain != "" {
+		if err := unix.Setdomainname([]byte(domain)); err != nil {
+			return api.Errorf(api.CodeInvalid, "domainname %.80q: %w", domain, err)
+		}
+	}
+	return nil
+}
+
+// stageFiles writes the host's files on the stage and returns them as mounts to be attached.
+func stageFiles(files []api.File) ([]*graft, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	if err := unix.Mkdir("f", 0o700); err != nil {
+		return nil, err
+	}
+	var list []*graft
+	for i, f := range files {
+		name := "f/" + strconv.Itoa(i)
+		if err := os.WriteFile(name, f.Data, 0o600); err != nil {
+			return nil, err
+		}
+		if err := unix.Chmod(name, f.Mode); err != nil {
+			return nil, err
+		}
+		tree, err := openTree(name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, &graft{path: f.Path, tree: tree})
+	}
+	return list, nil
+}
+
+// stageVolumes makes a directory on the upper filesystem for each volume, filled with what the image has at its path.
+// One that is there already, from an earlier life of the container, is left as it is.
+func stageVolumes(paths []string) ([]*graft, error) {
+	var list []*graft
+	for _, p := range paths {
+		name := "u/volumes/" + strings.NewReplacer("%", "%25", "/", "%2F").Replace(p)
+		if err := unix.Access(name, 0); err != nil {
+			if err := fillVolume(p, name); err != nil {
+				return nil, api.Errorf(api.CodeInternal, "volume %s: %w", p, err)
+			}
+		}
+		tree, err := openTree(name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, &graft{path: p, tree: tree, dir: true})
+	}
+	return list, nil
+}
+
+// fillVolume copies under another name and renames, so that a volume that exists is a whole one.
+func fillVolume(p, name string) error {
+	part := name + ".part"
+	if err := os.RemoveAll(part); err != nil {
+		return err
+	}
+	if err := unix.Mkdir(part, 0o755); err != nil {
+		return err
+	}
+	root, err := unix.Open("root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	from, err := unix.Openat2(root, strings.TrimPrefix(p, "/"), &how)
+	switch err {
+	case nil:
+		defer unix.Close(from)
+		to, err := unix.Open(part, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(to)
+		if err := copyTree(from, to, 0); err != nil {
+			return err
+		}
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
+		// The image has nothing to fill it with.
+	default:
+		return err
+	}
+	return unix.Rename(part, name)
+}
+
+// mountDisks lists the serials of the disks that mounts of the spec name.
+func mountDisks(mounts []specs.Mount) []string {
+	var serials []string
+	for _, m := range mounts {
+		if m.Type == "ext4" || m.Type == "erofs" {
+			serials = append(serials, m.Source)
+		}
+	}
+	return serials
+}
+
+var rootPropagation = map[string]uintptr{
+	"": 0, "private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE | unix.MS_REC,
+	"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED | unix.MS_REC,
+	"slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE | unix.MS_REC,
+	"unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
+}
+
+// finishRoot applies what must come last to the root mount.
+func finishRoot(s *specs.Spec) error {
+	p, ok := rootPropagation[s.Linux.RootfsPropagation]
+	if !ok {
+		return api.Errorf(api.CodeInvalid, "linux.rootfsPropagation: %.40q", s.Linux.RootfsPropagation)
+	}
+	if p != 0 {
+		if err := unix.Mount("", "/", "", p, ""); err != nil {
+			return fmt.Errorf("set root propagation: %w", err)
+		}
+	}
+	if s.Root != nil && s.Root.Readonly {
+		if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+			return fmt.Errorf("make the root read-only: %w", err)
+		}
+	}
+	return nil
+}
