@@ -34,7 +34,7 @@ need() {
 	[ "$(id -u)" = 0 ] || die "please install: ${missing[*]}"
 	say "installing ${missing[*]}"
 	[ -n "$(apt-cache madison "${missing[0]}")" ] || apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}"
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # --- layers -----------------------------------------------------------------------------------------------------------
