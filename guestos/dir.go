@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // The files of a guest directory.
@@ -32,7 +33,7 @@ var (
 // Open returns the guest in dir after checking each file against the manifest.
 func Open(dir string) (Guest, error) {
 	sums, err := readManifest(filepath.Join(dir, manifestFile))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return Guest{}, fmt.Errorf("%w in %s: make one with `make kernel`, or `make debian-kernel` without a compiler",
 			ErrNotFound, dir)
 	}
