@@ -23,7 +23,8 @@ const CapNetRaw = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\
 // HardTar writes a layer, always the same bytes: hard links, xattrs, ACLs and a file capability, devices, a fifo,
 // sparse files in every format, empty files, whiteouts, long names and deep paths, big owners, old times, a directory
 // of 10,000 entries, and files around the edges of blocks. Every directory has an entry of its own before its
-// children, and GNU tar extracts it (it knows nothing of whiteouts and makes marker files).
+// children, and GNU tar extracts it, but for the sparse files of shape "odd": it takes each piece of data to begin a
+// block where all others, archive/tar among them, pack them. It knows nothing of whiteouts and makes marker files.
 func HardTar(w io.Writer) error {
 	h := &hard{w: w, tw: tar.NewWriter(w)}
 	h.dir("./", 0o755)
@@ -46,6 +47,9 @@ type hard struct {
 	tw  *tar.Writer
 	err error
 }
+
+// longPath is near PATH_MAX; GNU tar needs some bytes of it for "/proc/self/fd/…/".
+const longPath = 4060
 
 var epoch = time.Unix(1_700_000_000, 123_456_789)
 
@@ -159,7 +163,7 @@ func (h *hard) attributes() {
 	with(tar.TypeReg, "attrs/acl", "acl", "system.posix_acl_access", acl)
 	with(tar.TypeDir, "attrs/acldir/", "", "system.posix_acl_access", acl, "system.posix_acl_default", acl)
 	with(tar.TypeFifo, "attrs/fifo", "", "trusted.fifo", "f")
-	h.put(tar.Header{Typeflag: tar.TypeSymlink, Name: "attrs/symlink", Linkname: "user",
+	h.put(tar.Header{Typeflag: tar.TypeSymlink, Name: "attrs/symlink", Linkname: "user", Mode: 0o777,
 		PAXRecords: map[string]string{"SCHILY.xattr.trusted.link": "l", "SCHILY.xattr.security.link": Pattern(300, 9)}}, "")
 }
 
@@ -194,11 +198,11 @@ func (h *hard) names() {
 		h.file("names/"+strings.Repeat("n", n), "")
 	}
 	deep := "names/"
-	for len(deep) < 4096-1-300 {
+	for longPath-len(deep) > 255 {
 		deep += strings.Repeat("d", 200) + "/"
 		h.dir(deep, 0o755)
 	}
-	h.file(deep+strings.Repeat("f", 4095-len(deep)), "a path of 4,095 bytes")
+	h.file(deep+strings.Repeat("f", longPath-len(deep)), "far down")
 	deep = "names/deep/"
 	h.dir(deep, 0o755)
 	for range 500 {
