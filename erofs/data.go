@@ -97,7 +97,7 @@ func expand(f *os.File, dirs []*inode, off, room int64) (int64, error) {
 			}
 			off = (off + blockSize - 1) &^ (blockSize - 1)
 			if room -= i.size; room < 0 {
-				return 0, errHoles
+				return 0, invalidf("entry %s: %s", quote(e.name), detail(errHoles))
 			}
 			var err error
 			if i.addr, err = blockAddr(off, tarIndexBits); err != nil {
