@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/cradlevm/cradle/image/imagetest"
@@ -115,7 +116,7 @@ func TestPullPlatform(t *testing.T) {
 	} {
 		img := must(imagetest.PlatformImage(p, v1.Config{}, testTar("p")))
 		ids[p.String()] = idOf(t, img)
-		idx = mutate.AppendManifests(idx, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &p}}).(v1.ImageIndex)
+		idx = mutate.AppendManifests(idx, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &p}})
 	}
 	attestation := testImage(t, "attest")
 	idx = mutate.AppendManifests(idx, mutate.IndexAddendum{Add: attestation, Descriptor: v1.Descriptor{
@@ -407,6 +408,13 @@ func TestPullShared(t *testing.T) {
 	leaderErr := make(chan error, 1)
 	go func() { _, err := s.Pull(leader, ref, PullOptions{}); leaderErr <- err }()
 	<-hanging
+	first := digest.Digest(must(must(img.Layers())[0].DiffID()).String())
+	within(t, 5*time.Second, "the other layer is there", func() bool {
+		s.flights.mu.Lock()
+		defer s.flights.mu.Unlock()
+		_, ok := s.layers.get(first)
+		return ok && len(s.flights.m) == 1
+	})
 	const others = 8
 	errs := make(chan error, others)
 	var seen statuses
