@@ -38,7 +38,10 @@ type daemonFlags struct {
 	idleTimeout                                 time.Duration
 }
 
-func newDaemonCommand() *cobra.Command {
+// daemonFunc runs the daemon until ctx ends, or the daemon has reason to.
+type daemonFunc func(ctx context.Context, c daemonConfig) error
+
+func newDaemonCommand(run daemonFunc) *cobra.Command {
 	var f daemonFlags
 	cmd := &cobra.Command{
 		Use:   "daemon [OPTIONS]",
@@ -51,7 +54,7 @@ func newDaemonCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return daemonExit(cmd.Context(), runDaemon(cmd.Context(), c))
+			return daemonExit(cmd.Context(), run(cmd.Context(), c))
 		},
 		DisableFlagsInUseLine: true,
 	}

@@ -85,7 +85,8 @@ func (d *daemonDialer) ensure(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	conn, err := d.greet(ctx)
-	if noDaemon(err) {
+	// More than once only when the daemon goes idle at this very moment.
+	for try := 0; noDaemon(err) && try < startTries; try++ {
 		if err := d.start(ctx, d.run); err != nil {
 			return err
 		}

@@ -20,19 +20,19 @@ import (
 
 func main() {
 	ctx, stop := signalContext(context.Background())
-	err := run(ctx, os.Args[1:])
+	err := run(ctx, os.Args[1:], runDaemon)
 	stop()
 	os.Exit(report(ctx, err))
 }
 
-// run is the whole program: it parses args and executes one command.
-func run(ctx context.Context, args []string) error {
+// run is the whole program: it parses args and executes one command. daemon is what `cradle daemon` runs.
+func run(ctx context.Context, args []string, daemon daemonFunc) error {
 	setVersion()
 	docker, err := command.NewDockerCli(command.WithBaseContext(ctx), command.WithUserAgent(userAgent()))
 	if err != nil {
 		return err
 	}
-	root, rest, err := newRoot(ctx, docker, args)
+	root, rest, err := newRoot(docker, args, daemon)
 	if err != nil {
 		return err
 	}

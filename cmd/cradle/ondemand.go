@@ -17,6 +17,7 @@ import (
 
 const (
 	startLimit    = 30 * time.Second
+	startTries    = 10
 	idleOnDemand  = 60 * time.Second
 	startLockName = "start.lock"
 	daemonLogName = "daemon.log"

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 
@@ -31,7 +30,7 @@ func (g *globals) install(f *pflag.FlagSet) {
 
 // newRoot makes the command tree, with the global flags in args already applied, and returns the args that are
 // left for it. Docker's commands ask for the client while they are set up for completion, so it exists by then.
-func newRoot(ctx context.Context, docker *command.DockerCli, args []string) (*cobra.Command, []string, error) {
+func newRoot(docker *command.DockerCli, args []string, daemon daemonFunc) (*cobra.Command, []string, error) {
 	root := &cobra.Command{
 		Use:                   "cradle [OPTIONS] COMMAND [ARG...]",
 		Short:                 "Runs any OCI image in a virtual machine of its own",
@@ -77,7 +76,7 @@ func newRoot(ctx context.Context, docker *command.DockerCli, args []string) (*co
 		return nil, nil, err
 	}
 	adjust(root, docker)
-	addOwnCommands(root, docker, d)
+	addOwnCommands(root, docker, d, daemon)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if needsDaemon(cmd) {
 			if err := d.ensure(cmd.Context()); err != nil {
@@ -125,7 +124,7 @@ func initialize(docker *command.DockerCli, g globals) (*daemonDialer, error) {
 }
 
 // addOwnCommands adds what docker has no command for.
-func addOwnCommands(root *cobra.Command, docker *command.DockerCli, d *daemonDialer) {
-	root.AddCommand(newDaemonCommand(), newSummonCommand(docker, d))
+func addOwnCommands(root *cobra.Command, docker *command.DockerCli, d *daemonDialer, daemon daemonFunc) {
+	root.AddCommand(newDaemonCommand(daemon), newSummonCommand(docker, d))
 	child(root, "system").AddCommand(newPruneCommand(docker), newResetCommand(docker, d))
 }
