@@ -49,7 +49,6 @@ func Tar(files ...File) []byte {
 		switch {
 		case strings.HasSuffix(f.Name, "/"):
 			h.Typeflag = tar.TypeDir
-			h.Mode = max(h.Mode, 0)
 			if h.Mode == 0 {
 				h.Mode = 0o755
 			}
