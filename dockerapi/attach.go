@@ -40,7 +40,7 @@ func (s *server) containerAttachWS(c *call) error {
 	if err != nil {
 		return err
 	}
-	// No Handshake function: it would be the place to refuse origins, and whoever reaches the socket is root here.
+	// There is no Handshake function, the place to refuse origins: whoever reaches the socket has every power already.
 	websocket.Server{Handler: func(ws *websocket.Conn) {
 		ws.PayloadType = websocket.BinaryFrame
 		defer func() { _ = ws.Close() }()
@@ -116,7 +116,9 @@ func (s *server) containerLogs(c *call) error {
 	stdout, stderr := outputs(c.w, tty, flush)
 	err = serve(stdout, stderr)
 	if err != nil && c.w.status != 0 && !clientGone(c.r.Context(), err) {
+		c.log.Error("logs ended", "path", c.r.URL.Path, "error", err)
 		_, _ = io.WriteString(stderr, "Error grabbing logs: "+errorText(err)+"\n")
+		return nil
 	}
 	return err
 }

@@ -131,6 +131,8 @@ type ExecBackend interface {
 	// ErrInvalidArgument or ErrPermissionDenied, and ExecInspect answers exit code 127 or 126 from then on: docker
 	// shows that error in the stream. ctx is as in ContainerAttach.
 	ExecStart(ctx context.Context, id string, r container.ExecStartRequest, ready func() (Streams, error)) error
+	// ExecInspect: OpenStdin, OpenStdout and OpenStderr are what ExecCreate asked to attach; the API reads them to
+	// choose the Streams.
 	ExecInspect(ctx context.Context, id string) (container.ExecInspectResponse, error)
 	ExecResize(ctx context.Context, id string, height, width uint) error
 }

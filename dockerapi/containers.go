@@ -101,6 +101,11 @@ func (s *server) containerList(c *call) error {
 	if err != nil {
 		return err
 	}
+	for _, key := range []string{"before", "since"} { // filters too, in the words of old clients
+		if v := c.query.Get(key); v != "" {
+			filters[key] = map[string]bool{v: true}
+		}
+	}
 	n := 0
 	if limit != nil {
 		n = max(0, *limit) // clients say -1 for "all"

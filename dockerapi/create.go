@@ -1,7 +1,6 @@
 package dockerapi
 
 import (
-	"bytes"
 	"encoding"
 	"encoding/json"
 	"maps"
@@ -123,16 +122,18 @@ func jsonFields(t reflect.Type) map[string]reflect.Type {
 	return fields
 }
 
+// isEmptyJSON tells what clients send for what they do not use. It decodes once: a client chooses how deep to nest.
 func isEmptyJSON(text json.RawMessage) bool {
-	switch text = bytes.TrimSpace(text); {
-	case len(text) == 0:
-		return true
-	case text[0] == '[':
-		var items []json.RawMessage
-		if json.Unmarshal(text, &items) != nil {
-			return false
-		}
-		return !slices.ContainsFunc(items, func(item json.RawMessage) bool { return !isEmptyJSON(item) })
+	var v any
+	return json.Unmarshal(text, &v) == nil && isEmpty(v)
+}
+
+func isEmpty(v any) bool {
+	switch v := v.(type) {
+	case []any:
+		return !slices.ContainsFunc(v, func(item any) bool { return !isEmpty(item) })
+	case map[string]any:
+		return len(v) == 0
 	}
-	return slices.Contains([]string{"null", "false", "0", `""`, "{}"}, string(text))
+	return v == nil || v == false || v == 0.0 || v == ""
 }

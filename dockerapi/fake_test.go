@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,7 +38,7 @@ type fakeContainer struct {
 	id, name string
 	r        container.CreateRequest
 	p        *fakeProc
-	started  bool
+	started  atomic.Bool
 	removed  chan struct{}
 }
 
@@ -45,7 +46,6 @@ type fakeExec struct {
 	id, parent string
 	r          container.ExecCreateRequest
 	p          *fakeProc
-	failed     int
 }
 
 func newFake() *fake {
@@ -293,11 +293,7 @@ func (f *fake) ContainerStart(_ context.Context, name string) error {
 		}
 		return fmt.Errorf("exec: \"missing\": executable file not found in $PATH: %w", errdefs.ErrInvalidArgument)
 	}
-	f.mu.Lock()
-	started := c.started
-	c.started = true
-	f.mu.Unlock()
-	if started && !c.p.isEnded() {
+	if c.started.Swap(true) && !c.p.isEnded() {
 		return ErrNotModified
 	}
 	go func() {
@@ -317,7 +313,7 @@ func (f *fake) ContainerStop(ctx context.Context, name, signal string, timeout *
 	if timeout != nil {
 		f.note("stop %q %d", signal, *timeout)
 	}
-	if !c.started || c.p.isEnded() {
+	if !c.started.Load() || c.p.isEnded() {
 		return ErrNotModified
 	}
 	c.p.finish(143)
@@ -335,7 +331,7 @@ func (f *fake) ContainerKill(ctx context.Context, name, signal string) error {
 	if err != nil {
 		return err
 	}
-	if !c.started || c.p.isEnded() {
+	if !c.started.Load() || c.p.isEnded() {
 		return errdefs.ErrConflict.WithMessage("container " + name + " is not running")
 	}
 	if strings.HasSuffix(signal, "WINCH") || strings.HasSuffix(signal, "URG") {
@@ -363,7 +359,7 @@ func (f *fake) ContainerRemove(_ context.Context, name string, force, volumes bo
 	if err != nil {
 		return err
 	}
-	if c.started && !c.p.isEnded() && !force {
+	if c.started.Load() && !c.p.isEnded() && !force {
 		return errdefs.ErrConflict.WithMessage("cannot remove container " + name + ": container is running")
 	}
 	c.p.finish(137)
@@ -400,7 +396,7 @@ func (f *fake) ContainerList(_ context.Context, all bool, limit int, size bool, 
 	for _, id := range slices.Sorted(maps.Keys(f.containers)) {
 		c := f.containers[id]
 		state := container.StateExited
-		if c.started && !c.p.isEnded() {
+		if c.started.Load() && !c.p.isEnded() {
 			state = container.StateRunning
 		}
 		if all || state == container.StateRunning {
@@ -418,7 +414,7 @@ func (f *fake) ContainerInspect(_ context.Context, name string, size bool) (cont
 		return container.InspectResponse{}, err
 	}
 	state := &container.State{Status: container.StateCreated}
-	if c.started {
+	if c.started.Load() {
 		state = &container.State{Status: container.StateRunning, Running: true, Pid: 1}
 	}
 	if c.p.isEnded() {
@@ -660,7 +656,7 @@ func (f *fake) ImageInspect(_ context.Context, ref string) (image.InspectRespons
 		return image.InspectResponse{}, err
 	}
 	return image.InspectResponse{ID: f.image(ref).ID, RepoTags: []string{ref}, RepoDigests: []string{}, Os: "linux",
-		Architecture: "amd64", Size: 10, Config: &dockerspec.DockerOCIImageConfig{}}, nil
+		Architecture: "amd64", Size: 10, Config: &dockerspec.DockerOCIImageConfig{}, RootFS: image.RootFS{Type: "layers"}}, nil
 }
 
 func (f *fake) ImageHistory(_ context.Context, ref string) ([]image.HistoryResponseItem, error) {

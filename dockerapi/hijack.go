@@ -3,7 +3,6 @@ package dockerapi
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -139,7 +138,7 @@ func (c *call) pump(ctx context.Context, cancel context.CancelFunc, tty bool, o 
 		asked.Stderr = io.Discard
 	}
 	err = serve(asked)
-	if err != nil && !errors.Is(err, context.Canceled) {
+	if err != nil && ctx.Err() == nil {
 		c.log.Warn("attachment ended", "path", c.r.URL.Path, "error", err)
 	}
 	d.finish(ctx, err)

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 )
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -60,4 +63,10 @@ func (f *fake) eventually(t *testing.T, call string) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	t.Fatalf("%q was not called; calls: %q", call, f.called())
+}
+
+func emptyNetworking() *network.NetworkingConfig { return &network.NetworkingConfig{} }
+
+func execRequest(cmd ...string) container.ExecCreateRequest {
+	return container.ExecCreateRequest{Cmd: cmd, AttachStdin: true, AttachStdout: true, AttachStderr: true}
 }

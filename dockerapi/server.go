@@ -61,10 +61,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	res := &response{ResponseWriter: w}
 	began := time.Now()
 	defer func() {
+		s.log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", res.status, "took", time.Since(began))
+	}()
+	defer func() {
 		if p := recover(); p != nil {
 			s.panicked(res, r, p)
 		}
-		s.log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", res.status, "took", time.Since(began))
 	}()
 
 	if s.isExtra {
