@@ -14,7 +14,20 @@
 // # Whiteouts
 //
 // OCI's ".wh.NAME" becomes overlayfs's character device 0/0 called NAME, ".wh..wh..opq" the xattr
-// trusted.overlay.opaque=y on its directory; neither marker file is kept.
+// trusted.overlay.opaque=y on its directory; neither marker file is kept. A whiteout is about lower layers only: of a
+// name that this layer has too it makes the directory opaque, and does nothing to other files, in either order.
+// Overlayfs does not look at an opaque xattr on a layer's root.
+//
+// # Names and links
+//
+// Entries below a symlink to a directory of the same layer land in that directory, as with containerd; a loop, and an
+// entry below a file, are ErrInvalid. A hard link's target must be in the layer, before it.
+//
+// # What is not kept
+//
+// Owners' names, access and change times, global pax headers (docker ignores them too), xattrs outside user., trusted.,
+// security. and the two POSIX ACLs, those that Linux refuses on the file's type, and trusted.overlay.*, which
+// overlayfs would believe.
 package erofs
 
 import (
@@ -50,7 +63,10 @@ type Info struct {
 }
 
 // FromTar reads a tar stream (ustar, pax, GNU; long names, sparse files, xattrs by SCHILY.xattr.) to its end and
-// writes the image to dst, an empty file. It never touches any other file.
+// writes the image to dst, an empty file open for reading and writing (sparse files may be read back). It never
+// touches any other file. A stream that ends between entries without the end-of-archive blocks is taken, as docker
+// takes it; one that ends elsewhere is ErrInvalid. Errors of tar and dst are returned wrapped and are not ErrInvalid;
+// after any error what dst holds is no image.
 // A name that would leave the root ("..", absolute is taken relative) is ErrInvalid or cleaned as docker does;
 // a later entry replaces an earlier one of the same name; missing parents are made (root, 0755).
 func FromTar(dst *os.File, tar io.Reader, o Options) (Info, error) { return fromTar(dst, tar, o) }
