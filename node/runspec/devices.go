@@ -1,6 +1,7 @@
 package runspec
 
 import (
+	"os"
 	"path"
 	"regexp"
 	"strconv"
@@ -16,17 +17,18 @@ type guestDevice struct {
 	path         string
 	kind         string
 	major, minor int64
+	mode         os.FileMode // permissions that devtmpfs and udev give it
 }
 
 func guestDevices() []guestDevice {
 	out := []guestDevice{
-		{"/dev/fuse", "c", 10, 229},
-		{"/dev/net/tun", "c", 10, 200},
-		{"/dev/kmsg", "c", 1, 11},
-		{"/dev/loop-control", "c", 10, 237},
+		{"/dev/fuse", "c", 10, 229, 0o666},
+		{"/dev/net/tun", "c", 10, 200, 0o666},
+		{"/dev/kmsg", "c", 1, 11, 0o644},
+		{"/dev/loop-control", "c", 10, 237, 0o660},
 	}
 	for i := range int64(8) {
-		out = append(out, guestDevice{"/dev/loop" + strconv.FormatInt(i, 10), "b", 7, i})
+		out = append(out, guestDevice{"/dev/loop" + strconv.FormatInt(i, 10), "b", 7, i, 0o660})
 	}
 	return out
 }
@@ -34,9 +36,9 @@ func guestDevices() []guestDevice {
 // baseDevices every container has, made by the agent; --device of one of them changes nothing.
 func baseDevices() []guestDevice {
 	return []guestDevice{
-		{"/dev/null", "c", 1, 3}, {"/dev/zero", "c", 1, 5}, {"/dev/full", "c", 1, 7}, {"/dev/random", "c", 1, 8},
-		{"/dev/urandom", "c", 1, 9}, {"/dev/tty", "c", 5, 0}, {"/dev/console", "c", 5, 1}, {"/dev/ptmx", "c", 5, 2},
-		{"", "c", 136, -1}, // pseudo terminals
+		{"/dev/null", "c", 1, 3, 0o666}, {"/dev/zero", "c", 1, 5, 0o666}, {"/dev/full", "c", 1, 7, 0o666}, {"/dev/random", "c", 1, 8, 0o666},
+		{"/dev/urandom", "c", 1, 9, 0o666}, {"/dev/tty", "c", 5, 0, 0o666}, {"/dev/console", "c", 5, 1, 0o666}, {"/dev/ptmx", "c", 5, 2, 0o666},
+		{"", "c", 136, -1, 0o666}, // pseudo terminals
 	}
 }
 
@@ -46,7 +48,7 @@ func baseDevices() []guestDevice {
 func devicesOf(hc *container.HostConfig) ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, error) {
 	var nodes []specs.LinuxDevice
 	add := func(d guestDevice, at string) {
-		nodes = append(nodes, specs.LinuxDevice{Path: at, Type: d.kind, Major: d.major, Minor: d.minor})
+		nodes = append(nodes, specs.LinuxDevice{Path: at, Type: d.kind, Major: d.major, Minor: d.minor, FileMode: &d.mode})
 	}
 	rules := []specs.LinuxDeviceCgroup{{Allow: hc.Privileged, Access: "rwm"}}
 	if hc.Privileged {
