@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,11 +26,59 @@ const (
 // stepsLimit bounds the steps of a plug that must not be left half done; they take milliseconds.
 const stepsLimit = 30 * time.Second
 
-// diskTable knows the plugged disks.
+// diskTable knows the disks and their slots.
 type diskTable struct {
-	mu   sync.Mutex // held over a whole plug or unplug: QEMU does one at a time anyway
-	slot map[string]int
-	used [maxDisks]bool
+	mu    sync.Mutex
+	disks map[string]*diskEntry
+	used  [maxDisks]bool
+}
+
+// diskEntry is a disk of the table.
+type diskEntry struct {
+	slot int
+	busy bool // on its way in or out: not there yet, not free yet
+}
+
+// reserve takes a slot for a disk on its way in.
+func (t *diskTable) reserve(serial string) (slot int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, there := t.disks[serial]; there {
+		return 0, fmt.Errorf("%w: there is already a disk with this serial", vm.ErrInvalid)
+	}
+	slot = slices.Index(t.used[:], false)
+	if slot < 0 {
+		return 0, fmt.Errorf("%w: a VM has %d disks at most", vm.ErrInvalid, maxDisks)
+	}
+	t.disks[serial], t.used[slot] = &diskEntry{slot: slot, busy: true}, true
+	return slot, nil
+}
+
+// take finds a disk that is about to go.
+func (t *diskTable) take(serial string) (slot int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.disks[serial]
+	if e == nil || e.busy {
+		return 0, vm.ErrNotFound
+	}
+	e.busy = true
+	return e.slot, nil
+}
+
+// settle says that a disk is there, after all or still.
+func (t *diskTable) settle(serial string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.disks[serial].busy = false
+}
+
+// release forgets a disk that is gone.
+func (t *diskTable) release(serial string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.used[t.disks[serial].slot] = false
+	delete(t.disks, serial)
 }
 
 // deviceID names a disk's device so that the table can be read back from QEMU after a restart.
@@ -63,39 +112,36 @@ func (m *machine) Plug(ctx context.Context, d vm.Disk) error {
 	return nil
 }
 
-func (m *machine) plug(ctx context.Context, d vm.Disk, f *os.File) error {
-	m.disks.mu.Lock()
-	defer m.disks.mu.Unlock()
-	if _, there := m.disks.slot[d.Serial]; there {
-		return fmt.Errorf("%w: there is already a disk with this serial", vm.ErrInvalid)
-	}
-	slot := 0
-	for slot < maxDisks && m.disks.used[slot] {
-		slot++
-	}
-	if slot == maxDisks {
-		return fmt.Errorf("%w: a VM has %d disks at most", vm.ErrInvalid, maxDisks)
-	}
-	if err := ctx.Err(); err != nil {
+func (m *machine) plug(ctx context.Context, d vm.Disk, f *os.File) (err error) {
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	slot, err := m.disks.reserve(d.Serial)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			m.disks.release(d.Serial)
+		} else {
+			m.disks.settle(d.Serial)
+		}
+	}()
 	// From here on QEMU is not left half way because a caller has lost patience.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepsLimit)
 	defer cancel()
 	if err := m.addNode(ctx, slot, d, f); err != nil {
 		return err
 	}
-	err := m.mon.run(ctx, "device_add", map[string]any{
+	err = m.mon.run(ctx, "device_add", map[string]any{
 		"driver": "scsi-hd", "bus": scsiID + ".0", "id": deviceID(slot, d.Serial), "drive": nodeID(slot),
 		"scsi-id": slot % targets, "lun": slot / targets, "serial": d.Serial,
 		"rotation_rate": 1, // a solid-state disk: the guest need not sort its requests
 	})
 	if err != nil {
 		m.mon.run(ctx, "blockdev-del", map[string]any{"node-name": nodeID(slot)})
-		return err
 	}
-	m.disks.slot[d.Serial], m.disks.used[slot] = slot, true
-	return nil
+	return err
 }
 
 // addNode makes QEMU's block node of an open image. The descriptor travels in a set of its own, which QEMU
@@ -121,19 +167,19 @@ func (m *machine) addNode(ctx context.Context, slot int, d vm.Disk, f *os.File) 
 	})
 }
 
-// Unplug implements vm.DiskPlugger.
+// Unplug implements vm.DiskPlugger. It does not wait for the guest, which may have hung: the disk is gone all the
+// same. It takes some 60 ms, which QEMU waits for company before it frees a device; so disks had better be unplugged
+// at the same time than one after the other.
 func (m *machine) Unplug(ctx context.Context, serial string) error {
-	m.disks.mu.Lock()
-	defer m.disks.mu.Unlock()
-	slot, there := m.disks.slot[serial]
-	if !there {
-		return fmt.Errorf("unplug disk %s: %w", serial, vm.ErrNotFound)
+	slot, err := m.disks.take(serial)
+	if err != nil {
+		return fmt.Errorf("unplug disk %s: %w", serial, err)
 	}
 	if err := m.unplug(ctx, slot, serial); err != nil {
+		m.disks.settle(serial)
 		return m.explain(fmt.Errorf("unplug disk %s: %w", serial, err))
 	}
-	delete(m.disks.slot, serial)
-	m.disks.used[slot] = false
+	m.disks.release(serial)
 	return nil
 }
 
@@ -179,7 +225,7 @@ func (m *machine) readDisks(ctx context.Context) error {
 	defer m.disks.mu.Unlock()
 	for _, c := range children {
 		if slot, serial, ok := parseDeviceID(c.Name); ok {
-			m.disks.slot[serial], m.disks.used[slot] = slot, true
+			m.disks.disks[serial], m.disks.used[slot] = &diskEntry{slot: slot}, true
 		}
 	}
 	return nil

@@ -40,7 +40,7 @@ type machine struct {
 // open connects to a running QEMU and takes charge of it. On failure the process is not touched.
 func open(ctx context.Context, id, dir string, proc *process) (_ *machine, err error) {
 	m := &machine{id: id, dir: dir, proc: proc, done: make(chan struct{})}
-	m.disks.slot = map[string]int{}
+	m.disks.disks = map[string]*diskEntry{}
 	m.deletions.waiting = map[string]chan struct{}{}
 	var undone undo
 	defer func() {

@@ -50,3 +50,6 @@ type Extent struct {
 type Print struct {
 	Text string `json:"text"`
 }
+
+// Silent, as a word of the kernel's command line, makes a guest that never opens the agent's port.
+const Silent = "vmtest.silent"
