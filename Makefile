@@ -16,16 +16,18 @@ BUILD_TIME := $(shell git log -1 --format=%cI 2>/dev/null)
 V          := github.com/docker/cli/cli/version
 LDFLAGS    := -s -w -X $(V).Version=$(VERSION) -X $(V).GitCommit=$(COMMIT) -X $(V).BuildTime=$(BUILD_TIME)
 
-# What a machine needs besides Go. `deps` installs what is missing, and asks nothing of apt when nothing is.
-RUN_PACKAGES    := qemu-system-x86 e2fsprogs
-TEST_PACKAGES   := $(RUN_PACKAGES) busybox-static mmdebstrap xz-utils
-KERNEL_PACKAGES := gcc make flex bison bc libelf-dev libssl-dev xz-utils
+# What a machine needs besides Go. `deps` installs what is missing, and asks nothing of apt when nothing is. The
+# scripts that make kernels and images look after their own needs.
+RUN_PACKAGES  := qemu-system-x86 e2fsprogs
+TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev
 
 # Packages whose tests start virtual machines: not under the race detector, and one after the other.
-VM_TESTS    := ./vm/... ./test/...
+VM_TESTS    := ./guest ./vm/... ./test/...
+TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/kernel \
+               CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build guest kernel images deps kernel-deps test-deps demo test unit-test vm-test bench lint install clean
+.PHONY: help build guest kernel images deps test-deps demo test unit-test vm-test bench lint install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,13 +39,13 @@ build: ## programs, in bin/
 	if [ -d cmd/containerd-shim-cradle-v1 ]; then \
 	  CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-cradle-v1 ./cmd/containerd-shim-cradle-v1; fi
 
-kernel: kernel-deps ## our own guest kernel, in out/kernel (cached by content)
+kernel: ## our own guest kernel, in out/kernel (cached by content)
 	hack/kernel.sh $(OUT)/kernel
 
 guest: build ## kernel and initrd, in out/guest (GUEST=debian: no kernel build)
 ifeq ($(GUEST),debian)
 	hack/debian-kernel.sh $(OUT)/debian-kernel
-	go run ./hack/mkguest -kernel $(OUT)/debian-kernel/bzImage -modules $(OUT)/debian-kernel/lib/modules -init bin/cradle-init -o $(OUT)/guest
+	go run ./hack/mkguest -kernel $(OUT)/debian-kernel/bzImage -modules $(OUT)/debian-kernel/modules -init bin/cradle-init -o $(OUT)/guest
 else
 	$(MAKE) --no-print-directory kernel
 	go run ./hack/mkguest -kernel $(OUT)/kernel/bzImage -init bin/cradle-init -o $(OUT)/guest
@@ -65,11 +67,8 @@ deps: ## packages needed to run containers
 test-deps: ## packages needed by the tests
 	$(call install_packages,$(TEST_PACKAGES))
 
-kernel-deps: ## packages needed to build a kernel
-	$(call install_packages,$(KERNEL_PACKAGES))
-
 demo: deps ## run a container in a virtual machine of its own
-	if [ -e out/guest/manifest.json ]; then $(MAKE) --no-print-directory build; \
+	if [ -e out/guest/manifest ]; then $(MAKE) --no-print-directory build; \
 	else $(MAKE) --no-print-directory guest GUEST=debian; fi
 	hack/demo.sh
 
@@ -77,14 +76,13 @@ test: unit-test vm-test ## all tests, real virtual machines included
 
 unit-test: test-deps
 	if [ "$$(go env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null; then race=-race; else race=; fi; \
-	go test $$race -timeout 15m $$(go list ./... | grep -v -e /vm/ -e /test/)
+	go test $$race -timeout 15m $$(go list ./... | grep -v -e '/cradle/guest$$' -e /cradle/vm -e /cradle/test/)
 
 vm-test: test-deps guest images
-	CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images \
-	go test -p 1 -timeout 30m $(VM_TESTS)
+	$(TEST_ENV) go test -p 1 -timeout 30m $(VM_TESTS)
 
 bench: build guest images ## benchmarks, as ratios
-	CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images hack/bench.sh
+	$(TEST_ENV) hack/bench.sh
 
 lint: ## formatting, vet, staticcheck, shell scripts
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \

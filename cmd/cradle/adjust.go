@@ -14,14 +14,14 @@ import (
 )
 
 // adjust changes the few of docker's commands that cradle cannot take as they are.
-func adjust(root *cobra.Command, docker *command.DockerCli) {
+func adjust(root *cobra.Command) {
 	hideForeignFlags(root)
 	for _, info := range []*cobra.Command{child(root, "info"), child(child(root, "system"), "info")} {
 		withoutPlugins(info)
 	}
 	for _, parent := range []*cobra.Command{root, child(root, "container")} {
 		for _, name := range []string{"run", "create"} {
-			runSummoned(child(parent, name), docker)
+			runSummoned(child(parent, name))
 		}
 	}
 }

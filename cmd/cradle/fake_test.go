@@ -86,8 +86,9 @@ type fakeNode struct {
 	Summoned    []byte
 	reset       func()
 
-	mu    sync.Mutex
-	asked []string
+	mu      sync.Mutex
+	asked   []string
+	created string // the last container's create request
 }
 
 func (f *fakeNode) requests() []string {
@@ -133,6 +134,10 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/containers/create" && f.CreateError != "":
 		fail(http.StatusBadRequest, f.CreateError)
 	case path == "/containers/create":
+		b, _ := io.ReadAll(r.Body)
+		f.mu.Lock()
+		f.created = string(b)
+		f.mu.Unlock()
 		answer(map[string]any{"Id": id})
 	case path == "/images/create":
 		fail(http.StatusNotFound, "docker daemon says: pull access denied for docker")

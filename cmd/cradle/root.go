@@ -75,7 +75,7 @@ func newRoot(docker *command.DockerCli, args []string, daemon daemonFunc) (*cobr
 	if err := addDockerCommands(root, scratch, docker); err != nil {
 		return nil, nil, err
 	}
-	adjust(root, docker)
+	adjust(root)
 	addOwnCommands(root, docker, d, daemon)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if needsDaemon(cmd) {

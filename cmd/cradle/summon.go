@@ -2,7 +2,7 @@ package main
 
 import (
 	"archive/tar"
-	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
 	"github.com/spf13/cobra"
@@ -170,22 +171,34 @@ func summonedDir(arg string) (dir string, ok bool) {
 	return dir, err == nil
 }
 
-// runSummoned lets run and create take a summoned directory in an image's place.
-func runSummoned(cmd *cobra.Command, docker command.Cli) {
+// runSummoned lets run and create take a summoned directory in an image's place: the daemon finds it by a label.
+func runSummoned(cmd *cobra.Command) {
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if dir, ok := summonedDir(args[0]); ok {
-			image, err := adoptSummoned(cmd.Context(), docker, dir)
-			if err != nil {
+			if err := cmd.Flags().Set("label", summonedLabel+"="+dir); err != nil {
 				return withRunStatus(cmd, err)
 			}
-			args[0] = image
+			args[0] = summonedImage(dir)
 		}
 		return run(cmd, args)
 	}
 }
 
-// adoptSummoned tells the daemon of a summoned directory and returns the image name under which it runs.
-func adoptSummoned(_ context.Context, _ command.Cli, dir string) (image string, err error) {
-	return "", fmt.Errorf("%s: running a summoned directory is not implemented", dir)
+// summonedLabel on a container names the directory it runs from.
+const summonedLabel = "dev.cradle.summoned"
+
+// summonedImage is the name to show for what runs from dir: that of the image it was made from, if its list still
+// has one.
+func summonedImage(dir string) string {
+	var list struct {
+		Image string `json:"image"`
+	}
+	b, err := os.ReadFile(filepath.Join(dir, summonedFile))
+	if err == nil && json.Unmarshal(b, &list) == nil {
+		if _, err := reference.ParseNormalizedNamed(list.Image); err == nil {
+			return list.Image
+		}
+	}
+	return "summoned"
 }

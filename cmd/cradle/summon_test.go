@@ -122,3 +122,30 @@ func TestSummonedDir(t *testing.T) {
 		}
 	}
 }
+
+func TestRunSummoned(t *testing.T) {
+	h := newHouse(t)
+	dir := filepath.Join(h.dir, "vm")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for list, image := range map[string]string{
+		`{"image":"redis:7"}`:         "redis:7",
+		`{"image":"not an image: !"}`: "summoned",
+		`torn`:                        "summoned",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, summonedFile), []byte(list), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		node := &fakeNode{}
+		r := h.cradle(t, []string{envHost + "=" + serveFake(t, node)}, "run", "--label", "mine=1", dir, "true")
+		if r.code != 0 {
+			t.Errorf("%+v", r)
+		}
+		for _, want := range []string{`"dev.cradle.summoned":"` + dir + `"`, `"mine":"1"`, `"Image":"` + image + `"`} {
+			if !strings.Contains(node.created, want) {
+				t.Errorf("%s: the request lacks %s: %s", list, want, node.created)
+			}
+		}
+	}
+}
