@@ -21,14 +21,24 @@ type Listener struct {
 	sessions chan *portConn
 	writing  sync.Mutex // one whole write at a time reaches the port
 
-	known bool // token is set
-	token Token
+	scanning sync.Mutex // guards what follows
+	known    bool       // token is set
+	token    Token
+	current  *portConn
+	// tail are the last bytes read when they may be the beginning of a hello; passed of them have been given to the
+	// session all the same.
+	tail   []byte
+	passed int
 }
+
+// patience is how long bytes that only look like the beginning of a hello are kept from the session. A real hello
+// arrives in one piece, or nearly so.
+const patience = 20 * time.Millisecond
 
 // Listen reads the port until it fails. Reads of the port must block while no host is connected.
 func Listen(port io.ReadWriter) *Listener {
 	l := &Listener{port: port, sessions: make(chan *portConn)}
-	go l.scan()
+	go l.read()
 	return l
 }
 
@@ -41,48 +51,90 @@ func (l *Listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// scan passes what the port brings to the current session and watches it for a hello.
-func (l *Listener) scan() {
+// read passes what the port brings to the current session and watches it for a hello.
+func (l *Listener) read() {
 	defer close(l.sessions)
-	var current *portConn
 	defer func() {
-		if current != nil {
-			current.Close()
+		l.scanning.Lock()
+		defer l.scanning.Unlock()
+		if l.current != nil {
+			l.current.Close()
 		}
 	}()
 	buf := make([]byte, 64<<10)
-	held := 0 // bytes at the start of buf that may be the beginning of a hello
 	for {
-		n, err := l.port.Read(buf[held:])
+		n, err := l.port.Read(buf[helloSize:])
 		if err != nil {
 			return
 		}
-		data := buf[:held+n]
-		for len(data) > 0 {
-			at, whole := l.findHello(data)
-			if at > 0 {
-				if current != nil {
-					current.deliver(data[:at])
-				}
-				data = data[at:]
-			}
-			if len(data) == 0 || !whole {
-				break
-			}
-			var nonce [nonceSize]byte
-			copy(nonce[:], data[helloSize-nonceSize:helloSize])
-			data = data[helloSize:]
-			if current != nil {
-				current.Close()
-			}
-			current = newPortConn(l)
-			if l.answer(nonce) != nil {
-				return
-			}
-			l.sessions <- current
+		if l.scan(buf, n) != nil {
+			return
 		}
-		held = copy(buf, data)
 	}
+}
+
+// scan looks at n new bytes at buf[helloSize:]; the tail of those before is put in front of them.
+func (l *Listener) scan(buf []byte, n int) error {
+	l.scanning.Lock()
+	defer l.scanning.Unlock()
+	start := helloSize - len(l.tail)
+	copy(buf[start:], l.tail)
+	data, passed := buf[start:helloSize+n], l.passed
+	for {
+		at, whole := l.findHello(data)
+		if at > passed {
+			l.deliver(data[passed:at])
+		}
+		passed = max(passed-at, 0)
+		data = data[at:]
+		if !whole {
+			break
+		}
+		var nonce [nonceSize]byte
+		copy(nonce[:], data[helloSize-nonceSize:helloSize])
+		data, passed = data[helloSize:], 0
+		if err := l.begin(nonce); err != nil {
+			return err
+		}
+	}
+	l.tail, l.passed = append(l.tail[:0], data...), passed
+	if passed < len(data) && len(data) <= sureSize {
+		tail := string(data)
+		time.AfterFunc(patience, func() { l.pass(tail) })
+	}
+	return nil
+}
+
+// pass gives the session the bytes held back, if they are still the ones that were when the wait began: they are no
+// hello, or a hello cut in two, which the session then does not survive anyway. Once bytes of the token have
+// matched there is no doubt left, and no session is shown a part of it.
+func (l *Listener) pass(tail string) {
+	l.scanning.Lock()
+	defer l.scanning.Unlock()
+	if string(l.tail) == tail && l.passed < len(tail) {
+		l.deliver(l.tail[l.passed:])
+		l.passed = len(tail)
+	}
+}
+
+// deliver hands bytes to the session. The lock is held.
+func (l *Listener) deliver(p []byte) {
+	if l.current != nil {
+		l.current.w.Write(p) // a session that has been closed takes none
+	}
+}
+
+// begin ends the session there is and starts another. The lock is held.
+func (l *Listener) begin(nonce [nonceSize]byte) error {
+	if l.current != nil {
+		l.current.Close()
+	}
+	l.current = newPortConn(l)
+	if err := l.answer(nonce); err != nil {
+		return err
+	}
+	l.sessions <- l.current
+	return nil
 }
 
 // findHello returns where in data the next hello begins and whether all of it is there. Without one, it returns
@@ -148,9 +200,6 @@ func newPortConn(l *Listener) *portConn {
 	r, w := io.Pipe()
 	return &portConn{l: l, r: r, w: w, closed: make(chan struct{})}
 }
-
-// deliver hands bytes to the session; a session that has been closed takes none.
-func (c *portConn) deliver(p []byte) { c.w.Write(p) }
 
 func (c *portConn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
@@ -254,7 +303,7 @@ func Serve(conn net.Conn, handle func(*Call)) error {
 			if readFrame(s, &req) != nil {
 				return
 			}
-			handle(&Call{Method: req.Method, Context: ctx, Stream: &Stream{s}, params: req.Params})
+			handle(&Call{Method: req.Method, Context: ctx, Stream: &Stream{s, mux}, params: req.Params})
 		}()
 	}
 }

@@ -41,7 +41,15 @@ func Dial(ctx context.Context, conn net.Conn, token Token) (*Client, error) {
 		conn.Close()
 		return nil, fmt.Errorf("open agent session: %w", err)
 	}
+	go refuseStreams(mux)
 	return &Client{mux: mux}, nil
+}
+
+// refuseStreams ends the session of a guest that opens streams: only the host calls.
+func refuseStreams(mux *yamux.Session) {
+	if _, err := mux.AcceptStream(); err == nil {
+		mux.Close()
+	}
 }
 
 func handshake(conn io.ReadWriter, token Token) error {
@@ -90,14 +98,21 @@ func (c *Client) Close() error { return c.mux.Close() }
 // Done is closed when the session has ended, for whatever reason.
 func (c *Client) Done() <-chan struct{} { return c.mux.CloseChan() }
 
+// maxStreams bounds the streams of a session. A guest that never closes its ends makes them pile up, each with a
+// window's worth of memory; an honest one never comes near.
+const maxStreams = 4096
+
+// maxErrorText bounds what a guest may say in an error, in bytes.
+const maxErrorText = 4 << 10
+
 // Call makes one call: params may be nil; result may be nil when none is wanted. An error of the agent's is an
 // *api.Error. When ctx ends first the call is abandoned, not undone.
 func (c *Client) Call(ctx context.Context, method string, params, result any) error {
 	s, err := c.Stream(ctx, method, params, result)
-	if err != nil {
-		return err
+	if err == nil {
+		go s.Close() // a guest that reads nothing would hold it up
 	}
-	return s.Close()
+	return err
 }
 
 // Stream makes a call of a streaming method and returns its stream once the agent has agreed. The stream's
@@ -114,34 +129,81 @@ func (c *Client) Stream(ctx context.Context, method string, params, result any) 
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("agent %s: %w", method, err)
 	}
-	mux, err := c.mux.OpenStream()
-	if err != nil {
-		return nil, fmt.Errorf("agent %s: %w", method, err)
+	// yamux waits for the peer to read without asking a context, so the exchange has a goroutine of its own.
+	type outcome struct {
+		stream *yamux.Stream
+		resp   response
+		err    error
 	}
-	stop := context.AfterFunc(ctx, func() { mux.SetDeadline(time.Unix(1, 0)) })
-	var resp response
-	if err = writeFrame(mux, req); err == nil {
-		err = readFrame(mux, &resp)
+	done := make(chan outcome, 1)
+	opened := make(chan *yamux.Stream, 1)
+	go func() {
+		defer close(opened)
+		var o outcome
+		if o.stream, o.err = c.open(); o.err == nil {
+			opened <- o.stream
+			if o.err = writeFrame(o.stream, req); o.err == nil {
+				o.err = readFrame(o.stream, &o.resp)
+			}
+		}
+		done <- o
+	}()
+	var o outcome
+	select {
+	case o = <-done:
+	case <-ctx.Done():
+		go func() {
+			if s := <-opened; s != nil {
+				s.SetDeadline(time.Unix(1, 0))
+				<-done
+				s.Close()
+			}
+		}()
+		return nil, fmt.Errorf("agent %s: %w", method, context.Cause(ctx))
 	}
-	if err == nil && resp.Error != nil {
-		err = resp.Error
+	err := o.err
+	if err == nil && o.resp.Error != nil {
+		o.resp.Error.Message = o.resp.Error.Message[:min(len(o.resp.Error.Message), maxErrorText)]
+		err = o.resp.Error
 	}
 	if err == nil && result != nil {
-		err = json.Unmarshal(resp.Result, result)
-	}
-	if !stop() {
-		err = context.Cause(ctx)
+		err = json.Unmarshal(o.resp.Result, result)
 	}
 	if err != nil {
-		mux.Close()
+		if o.stream != nil {
+			go o.stream.Close()
+		}
+		if c.mux.IsClosed() && o.resp.Error == nil {
+			err = ErrSession
+		}
 		return nil, fmt.Errorf("agent %s: %w", method, err)
 	}
-	return &Stream{mux}, nil
+	return &Stream{o.stream, c.mux}, nil
+}
+
+func (c *Client) open() (*yamux.Stream, error) {
+	if c.mux.NumStreams() >= maxStreams {
+		c.mux.Close()
+		return nil, errors.New("agent does not close its streams")
+	}
+	return c.mux.OpenStream()
 }
 
 // Stream is one multiplexed stream. Close half-closes it towards the peer, as on a TCP connection with
 // CloseWrite, and what the peer still sends can be read until it closes as well.
-type Stream struct{ *yamux.Stream }
+type Stream struct {
+	*yamux.Stream
+	mux *yamux.Session
+}
+
+// Read returns io.EOF only when the peer has closed the stream, and ErrSession when the session has gone.
+func (s *Stream) Read(p []byte) (int, error) {
+	n, err := s.Stream.Read(p)
+	if err == io.EOF && s.mux.IsClosed() {
+		err = ErrSession
+	}
+	return n, err
+}
 
 // CloseWrite tells the peer that nothing more comes; reading goes on.
 func (s *Stream) CloseWrite() error { return s.Stream.Close() }

@@ -37,10 +37,14 @@ const (
 	nonceSize  = 16
 	helloSize  = 8 + 4 + tokenSize + nonceSize
 	answerSize = 8 + 4 + nonceSize
+	sureSize   = 8 + 4 // what of a hello is no secret
 )
 
 // Token is the secret that lets a host process take over a VM's agent.
 type Token [tokenSize]byte
+
+// ErrSession means that the session has ended under a stream; io.EOF is an end that the peer wanted.
+var ErrSession = errors.New("agent session ended")
 
 // ErrVersion means that the agent speaks another version of the protocol.
 var ErrVersion = errors.New("agent speaks another protocol version")
@@ -95,10 +99,9 @@ func readFrame(r io.Reader, v any) error {
 func muxConfig() *yamux.Config {
 	c := yamux.DefaultConfig()
 	c.EnableKeepAlive = false
-	c.MaxStreamWindowSize = 1 << 20
 	c.ConnectionWriteTimeout = 10 * time.Minute // a paused guest reads nothing; its VM's end breaks the write
 	c.StreamOpenTimeout = 0
-	c.StreamCloseTimeout = time.Minute
+	c.StreamCloseTimeout = 0 // a half-closed standard input may wait for its reader for as long as that likes
 	c.LogOutput = io.Discard
 	return c
 }
