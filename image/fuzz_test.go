@@ -11,6 +11,9 @@ import (
 
 // FuzzLoad: whatever an archive says, Load either stores images that are what they claim to be, or says ErrInvalid
 // (ErrNotFound for another platform's), and leaves nothing behind.
+//
+// Goroutines make the coverage of one input vary, and minimizing then takes all the time: run it with
+// -fuzzminimizetime 5x and, against the fsyncs, TMPDIR on a tmpfs.
 func FuzzLoad(f *testing.F) {
 	s := openStore(f, Options{MaxLayerBytes: 8 << 20, MaxArchiveBytes: 16 << 20})
 	layer := imagetest.Tar(imagetest.File{Name: "x", Body: []byte("y")})
