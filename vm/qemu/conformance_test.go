@@ -1,12 +1,11 @@
-package qemu_test
+package qemu
 
 import (
 	"testing"
 
-	"github.com/cradlevm/cradle/vm/qemu"
 	"github.com/cradlevm/cradle/vm/vmtest"
 )
 
 func TestConformance(t *testing.T) {
-	vmtest.Run(t, qemu.New(qemu.Options{}), testGuest(t))
+	vmtest.Run(t, New(Options{}), testGuest(t))
 }
