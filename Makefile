@@ -23,7 +23,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils
 
 # Packages whose tests start virtual machines: not under the race detector, and one after the other.
 VM_TESTS    := ./guest ./vm/... ./test/...
-TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/kernel \
+TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/bzImage \
                CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
