@@ -39,7 +39,7 @@ const (
 	// maxLinks is the kernel's MAXSYMLINKS: a path with more symlinks in it opens nowhere.
 	maxLinks = 40
 	// maxLinkBytes bounds the work that symlinked parents cause in one layer.
-	maxLinkBytes = 1 << 30
+	maxLinkBytes = 1 << 28
 )
 
 // tree is the layer's file tree as it grows.
