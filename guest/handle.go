@@ -1,7 +1,9 @@
 package guest
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"runtime/debug"
 
 	"github.com/cradlevm/cradle/api"
@@ -89,7 +91,12 @@ func (a *Agent) answerRef(c *wire.Call) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		return p.wait(c.Context)
+		ctx, cancel := context.WithCancel(c.Context)
+		go func() {
+			io.Copy(io.Discard, c.Stream) // ends when the host gives the call up
+			cancel()
+		}()
+		return p.wait(ctx)
 	case api.MethodStart, api.MethodDelete, api.MethodProcesses, api.MethodStats:
 	default:
 		return nil, api.Errorf(api.CodeUnsupported, "no method %.40q", c.Method)

@@ -85,9 +85,6 @@ func mountRootfs(r *api.Rootfs, nodes []string) error {
 
 // mountDisk mounts a device of the host's at dir.
 func mountDisk(node, dir string, d api.Disk, flags uintptr) error {
-	if d.FSType != "erofs" && d.FSType != "ext4" {
-		return api.Errorf(api.CodeUnsupported, "filesystem type %.20q", d.FSType)
-	}
 	if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 		return err
 	}

@@ -32,6 +32,15 @@ func checkCreate(r *api.CreateRequest) error {
 	if n := len(r.Rootfs.Layers); n < 1 || n > 500 {
 		return api.Errorf(api.CodeInvalid, "%d layers, not 1 to 500", n)
 	}
+	disks := r.Rootfs.Layers[:len(r.Rootfs.Layers):len(r.Rootfs.Layers)]
+	if r.Rootfs.Upper != nil {
+		disks = append(disks, *r.Rootfs.Upper)
+	}
+	for _, d := range disks {
+		if d.FSType != "erofs" && d.FSType != "ext4" {
+			return api.Errorf(api.CodeUnsupported, "filesystem type %.20q", d.FSType)
+		}
+	}
 	if s == nil || s.Process == nil {
 		return api.Errorf(api.CodeInvalid, "no spec or no process in it")
 	}

@@ -24,6 +24,13 @@ type request struct {
 // launch starts a process in the container, on the container's thread.
 func (c *container) launch(r *request) (*process, error) {
 	var p *process
+	initFD := 0
+	if r.first && c.req.Init {
+		var err error
+		if initFD, err = c.agent.initProgram(); err != nil {
+			return nil, err
+		}
+	}
 	err := c.thread.do(func() error {
 		if !r.first {
 			if err := c.joinFirst(); err != nil {
@@ -46,6 +53,10 @@ func (c *container) launch(r *request) (*process, error) {
 			}
 		}
 		spec.Stdio = io.child
+		if initFD > 0 {
+			spec.ExecFD = initFD
+			spec.Args = append([]string{"cradle-init", InitMode, spec.Path}, spec.Args...)
+		}
 		p = newProcess(io)
 		p.oom = c.cgroup.oomKills
 		err = p.run(c.agent.reaper, func() (int, int, error) { return c.spawn(spec) })
@@ -131,12 +142,6 @@ func (c *container) launchSpec(r *request) (*launch.Spec, error) {
 	}
 	if s.Path, err = lookPath(p.Args[0], s.Env, s.Dir); err != nil {
 		return nil, err
-	}
-	if r.first && c.req.Init {
-		if s.ExecFD, err = c.agent.initProgram(); err != nil {
-			return nil, err
-		}
-		s.Args = append([]string{"cradle-init", InitMode, s.Path}, p.Args...)
 	}
 	return s, nil
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -101,6 +100,9 @@ func startVM(t *testing.T, memory string) *testVM {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if v.client != nil {
+			v.client.Close()
+		}
 		v.cmd.Process.Kill()
 		v.cmd.Wait()
 		if t.Failed() {
@@ -140,7 +142,6 @@ func (v *testVM) dial() {
 		v.t.Fatal(err)
 	}
 	v.client = c
-	v.t.Cleanup(func() { c.Close() })
 }
 
 func (v *testVM) command(name string, args any) {
@@ -283,5 +284,3 @@ func code(err error) api.ErrorCode {
 	}
 	return ""
 }
-
-var _ io.Reader
