@@ -77,6 +77,19 @@ func TestCLIRun(t *testing.T) {
 	f.eventually(t, `create "" &{arm64 linux  [] }`)
 }
 
+// TestCLICreateFlags: whatever a field means to the Backend, the API knows the ones that docker sends.
+func TestCLICreateFlags(t *testing.T) {
+	c, _ := newCLI(t)
+	c.run("", 0, "", "", "create", "-it", "-m", "64m", "--cpus", "0.5", "--mount", "type=tmpfs,dst=/x", "-v", "/tmp:/y:ro",
+		"-v", "/anonymous", "--health-cmd", "true", "--health-interval", "5s", "--health-start-interval", "1s",
+		"-p", "127.0.0.1:8080:80/udp", "-P", "--expose", "9", "--dns", "1.1.1.1", "--mac-address", "02:00:00:00:00:01",
+		"--network", "name=web,alias=a,ip=10.0.0.5", "--ulimit", "nofile=5:6", "--log-driver", "none", "--tmpfs", "/run:size=1m",
+		"--restart", "on-failure:3", "--init", "--cap-add", "ALL", "--device", "/dev/null", "--sysctl", "net.core.somaxconn=9", "--gpus", "all",
+		"--security-opt", "seccomp=unconfined", "--add-host", "h:1.2.3.4", "--stop-timeout", "3", "--label", "a=b", "-e", "A=B",
+		"--annotation", "x=y", "--userns", "host", "--shm-size", "1m", "--oom-kill-disable", "--pids-limit", "5",
+		"--blkio-weight", "10", "--entrypoint", "/bin/e", "-w", "/w", "-u", "1:1", "-h", "host", "--pull", "never", "alpine", "echo")
+}
+
 func TestCLIContainers(t *testing.T) {
 	c, f := newCLI(t)
 	c.run("", 0, "", "", "run", "-d", "--name", "box", "alpine", "size")
@@ -170,7 +183,7 @@ func TestCLITerminal(t *testing.T) {
 		}
 	}()
 	seen := ""
-	expect := func(want string) {
+	expect := func(want string, again func()) {
 		t.Helper()
 		deadline := time.After(10 * time.Second)
 		for !strings.Contains(seen, want) {
@@ -180,19 +193,27 @@ func TestCLITerminal(t *testing.T) {
 					t.Fatalf("terminal ended; want %q in %q", want, seen)
 				}
 				seen += text
+			case <-time.After(100 * time.Millisecond):
+				again()
 			case <-deadline:
 				t.Fatalf("no %q in %q", want, seen)
 			}
 		}
 	}
-	expect("size 31x77")
-	if err := pty.Setsize(tty, &pty.Winsize{Rows: 20, Cols: 60}); err != nil {
-		t.Fatal(err)
+	nothing := func() {}
+	expect("size 31x77", nothing)
+	resize := func() { // docker listens for changes only some time after it has told the first size
+		for _, columns := range []uint16{61, 60} {
+			if err := pty.Setsize(tty, &pty.Winsize{Rows: 20, Cols: columns}); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	expect("size 20x60")
+	resize()
+	expect("size 20x60", resize)
 	c.run("", 0, "", "", "kill", "-s", "INT", "term")
 	f.eventually(t, "kill INT")
-	expect("signal INT")
+	expect("signal INT", nothing)
 	var exit *exec.ExitError
 	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 42 {
 		t.Fatalf("docker run -it ended with %v, want exit code 42", err)

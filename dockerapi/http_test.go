@@ -18,6 +18,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 )
@@ -122,6 +123,12 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/images/get", "", "", 400, "names of images are required"},
 		{"GET", "/images/get?names=nope", "", "", 404, "No such image: nope"},
 		{"GET", "/containers/x/attach/ws", "", "", 400, "needs an upgrade request"},
+
+		{"GET", "/containers/json?since=a&before=b", "", "", 200, "[]"},
+		{"GET", "/images/json?identity=1", "", "", 501, "Listing the identity of images (identity)"},
+		{"GET", "/v1.43/images/json", "", "", 200, `"VirtualSize":10`},
+		{"DELETE", "/images/alpine?platforms=x", "", "", 501, "Removing one platform of an image"},
+		{"POST", `/volumes/prune?filters={"odd":["a"]}`, "", "", 400, "invalid filter 'odd'"},
 
 		// What cradle does not have.
 		{"POST", "/build", "", "", 501, "Building an image is not supported by cradle yet"},
@@ -310,6 +317,26 @@ func TestHalfAnswers(t *testing.T) {
 	}
 	c.send("GET /info HTTP/1.1\r\nHost: d\r\n\r\n")
 	c.answer(500)
+}
+
+// guarded is a Backend that knows one user.
+type guarded struct{ *fake }
+
+func (guarded) Auth(_ context.Context, auth registry.AuthConfig) (registry.AuthResponse, error) {
+	if auth.Username != "u" {
+		return registry.AuthResponse{}, errdefs.ErrUnauthenticated.WithMessage("who are you?")
+	}
+	return registry.AuthResponse{Status: "Login Succeeded"}, nil
+}
+
+func TestAuth(t *testing.T) {
+	s := New(guarded{newFake()}, Options{})
+	if w := do(s, "POST", "/auth", "application/json", `{"username":"u"}`); w.Code != 200 || !strings.Contains(w.Body.String(), "Login Succeeded") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := do(s, "POST", "/auth", "application/json", `{"username":"v"}`); w.Code != 401 || !strings.Contains(w.Body.String(), "who are you?") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
 }
 
 func TestProgressErrors(t *testing.T) {

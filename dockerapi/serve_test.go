@@ -56,13 +56,24 @@ func (l testLog) Write(p []byte) (int, error) {
 // eventually waits for a call to the fake.
 func (f *fake) eventually(t *testing.T, call string) {
 	t.Helper()
-	for range 400 {
-		if slices.Contains(f.called(), call) {
+	f.await(t, call, func(c string) bool { return c == call })
+}
+
+// eventuallyLike waits for a call that begins like this.
+func (f *fake) eventuallyLike(t *testing.T, prefix string) {
+	t.Helper()
+	f.await(t, prefix, func(c string) bool { return strings.HasPrefix(c, prefix) })
+}
+
+func (f *fake) await(t *testing.T, what string, is func(string) bool) {
+	t.Helper()
+	for range 1000 {
+		if slices.ContainsFunc(f.called(), is) {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	t.Fatalf("%q was not called; calls: %q", call, f.called())
+	t.Fatalf("%q was not called; calls: %q", what, f.called())
 }
 
 func emptyNetworking() *network.NetworkingConfig { return &network.NetworkingConfig{} }
