@@ -34,7 +34,8 @@ type launch struct {
 	cpus    int
 	memory  int64
 	cmdline []string
-	tscKHz  int // 0: unknown
+	tscKHz  int  // 0: unknown
+	count   bool // Options.CountInstructions
 
 	// Descriptor numbers in the child. initrd is -1 when there is none.
 	kernel, initrd         int
@@ -97,7 +98,11 @@ func (l *launch) processor() []string {
 		model = "max,cx16=off" // 7.2 has been seen to double-fault a guest after cmpxchg16b
 	}
 	// Without a bound, translated code alone can take hundreds of megabytes.
-	return []string{"-accel", "tcg,tb-size=32", "-cpu", model}
+	args := []string{"-accel", "tcg,tb-size=32", "-cpu", model}
+	if l.count {
+		args = append(args, "-icount", "shift=0,sleep=off")
+	}
+	return args
 }
 
 // kernelWords is the kernel's command line. reboot=t ends QEMU, by a triple fault and -no-reboot, on whatever

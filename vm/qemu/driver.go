@@ -27,10 +27,14 @@ import (
 type Options struct {
 	// Binary is the QEMU program, a path or a name to be found in PATH; empty means qemu-system-x86_64.
 	Binary string
+	// CountInstructions makes one guest instruction take one nanosecond of the guest's time, under TCG: its clock then
+	// counts what it has executed, the same on every machine. For benchmarks only; it is slow.
+	CountInstructions bool
 }
 
 // Driver implements vm.Driver.
 type Driver struct {
+	count  bool // Options.CountInstructions
 	qemu   func() (*installation, error)
 	accel  func() accelerator
 	tscKHz func() int
@@ -44,7 +48,7 @@ type installation struct {
 
 // New makes a driver. It looks at nothing yet; what it needs to know about the machine, it finds out once.
 func New(o Options) *Driver {
-	d := &Driver{tscKHz: sync.OnceValue(tscKHz)}
+	d := &Driver{count: o.CountInstructions, tscKHz: sync.OnceValue(tscKHz)}
 	d.qemu = sync.OnceValues(func() (*installation, error) { return findQEMU(o.Binary) })
 	d.accel = sync.OnceValue(d.findAccelerator)
 	return d

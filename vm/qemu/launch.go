@@ -61,7 +61,10 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 		cpus: c.CPUs, memory: c.Memory, cmdline: c.Cmdline, initrd: -1,
 	}
 	if accel == vm.AccelTCG {
-		l.tscKHz = d.tscKHz()
+		l.tscKHz, l.count = d.tscKHz(), d.count
+		if d.count {
+			l.tscKHz = 1_000_000 // the time stamp counter counts nanoseconds then
+		}
 	}
 	l.kernel = inherit(in.kernel)
 	if in.initrd != nil {
