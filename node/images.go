@@ -51,17 +51,10 @@ func (n *Node) ImagePull(ctx context.Context, ref string, platform *ocispec.Plat
 		o.IdentityToken, o.RegistryToken = auth.IdentityToken, auth.RegistryToken
 	}
 	progress(jsonstream.Message{ID: tag, Status: "Pulling from " + reference.Path(named)})
-	before, beforeErr := n.options.Images.Get(ref)
-	img, err := n.options.Images.Pull(ctx, ref, o)
+	img, err := n.options.Images.Pull(ctx, ref, o) // its last two reports are docker's "Digest:" and "Status:"
 	if err != nil {
 		return imageError(err)
 	}
-	progress(jsonstream.Message{Status: "Digest: " + img.Descriptor.Digest.String()})
-	what := "Downloaded newer image for "
-	if beforeErr == nil && before.ID == img.ID {
-		what = "Image is up to date for "
-	}
-	progress(jsonstream.Message{Status: "Status: " + what + reference.FamiliarString(named)})
 	n.imageEvent(events.ActionPull, reference.FamiliarString(named), img)
 	return nil
 }

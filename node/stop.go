@@ -63,7 +63,7 @@ func (n *Node) ContainerStop(ctx context.Context, name, signal string, timeout *
 	if err != nil {
 		return err
 	}
-	return c.stop(ctx, signal, timeout)
+	return c.stop(context.WithoutCancel(ctx), signal, timeout) // goes on when its client hangs up
 }
 
 // stop sends the stop signal, waits, and kills. It returns when the container has ended.
@@ -144,12 +144,13 @@ func (n *Node) ContainerRestart(ctx context.Context, name, signal string, timeou
 	if c.snapshot().HostConfig.AutoRemove && c.isUp() {
 		return unsupported("restart of a container that is removed when it ends (--rm) is not supported")
 	}
+	ctx = context.WithoutCancel(ctx)
 	if err := c.stop(ctx, signal, timeout); err != nil && !errors.Is(err, dockerapi.ErrNotModified) {
 		return err
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	err = c.start(context.WithoutCancel(ctx), 0)
+	err = c.start(ctx, 0)
 	if err == nil || errors.Is(err, dockerapi.ErrNotModified) {
 		c.emit(events.ActionRestart, nil)
 		return nil
@@ -340,8 +341,8 @@ func (c *ctr) remove() error {
 	return nil
 }
 
-// namePattern is docker's for names of containers.
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+// namePattern is docker's for names of containers, except that one letter is enough.
+var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
 // ContainerRename implements dockerapi.Backend.
 func (n *Node) ContainerRename(_ context.Context, name, to string) error {

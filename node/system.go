@@ -80,17 +80,20 @@ func operatingSystem() string {
 	return "Linux"
 }
 
-// Version implements dockerapi.Backend; the API package fills in the API's versions.
+// Version implements dockerapi.Backend.
 func (n *Node) Version(context.Context) (system.VersionResponse, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return system.VersionResponse{}, err
 	}
 	v := system.VersionResponse{
-		Version: n.options.Version, Os: "linux", Arch: runtime.GOARCH, GoVersion: runtime.Version(),
+		Version: n.options.Version, APIVersion: dockerapi.MaxAPIVersion, MinAPIVersion: dockerapi.MinAPIVersion, Os: "linux", Arch: runtime.GOARCH, GoVersion: runtime.Version(),
 		KernelVersion: unix.ByteSliceToString(uts.Release[:]),
 		Components: []system.ComponentVersion{
-			{Name: "Engine", Version: n.options.Version, Details: map[string]string{"Os": "linux", "Arch": runtime.GOARCH, "GoVersion": runtime.Version()}},
+			{Name: "Engine", Version: n.options.Version, Details: map[string]string{
+				"Os": "linux", "Arch": runtime.GOARCH, "GoVersion": runtime.Version(), "Experimental": "false",
+				"ApiVersion": dockerapi.MaxAPIVersion, "MinAPIVersion": dockerapi.MinAPIVersion,
+			}},
 			{Name: "guest kernel", Version: n.options.Guest.Release},
 		},
 	}
