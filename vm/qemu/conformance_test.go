@@ -7,5 +7,5 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	vmtest.Run(t, New(Options{}), testGuest(t))
+	vmtest.Run(t, New(testOptions()), testGuest(t))
 }

@@ -136,7 +136,8 @@ func (m *machine) plug(ctx context.Context, d vm.Disk, f *os.File) (err error) {
 	err = m.mon.run(ctx, "device_add", map[string]any{
 		"driver": "scsi-hd", "bus": scsiID + ".0", "id": deviceID(slot, d.Serial), "drive": nodeID(slot),
 		"scsi-id": slot % targets, "lun": slot / targets, "serial": d.Serial,
-		"rotation_rate": 1, // a solid-state disk: the guest need not sort its requests
+		"device_id":     nodeID(slot), // by default the serial, which may then be 20 characters long only
+		"rotation_rate": 1,            // a solid-state disk: the guest need not sort its requests
 	})
 	if err != nil {
 		m.mon.run(ctx, "blockdev-del", map[string]any{"node-name": nodeID(slot)})

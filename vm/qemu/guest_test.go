@@ -48,13 +48,16 @@ var buildGuest = sync.OnceValues(func() (string, error) {
 	return initrd, guestos.WriteInitrd(f, bin, nil)
 })
 
+// testOptions are the default ones, but for CRADLE_TEST_QEMU, which names another QEMU.
+func testOptions() Options { return Options{Binary: os.Getenv("CRADLE_TEST_QEMU")} }
+
 // testGuest returns a bootable pair, or skips the test where there is no kernel or no QEMU.
 func testGuest(t testing.TB) vmtest.Guest {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("boots virtual machines")
 	}
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+	if _, err := New(testOptions()).qemu(); err != nil {
 		t.Skip(err)
 	}
 	kernel := os.Getenv("CRADLE_TEST_KERNEL")

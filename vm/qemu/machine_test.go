@@ -25,7 +25,7 @@ func guestConfig(t *testing.T) vm.Config {
 // boot starts c and opens a session; the VM goes with the test.
 func boot(ctx context.Context, t *testing.T, c vm.Config) (vm.VM, *wire.Client) {
 	t.Helper()
-	v, err := New(Options{}).Start(ctx, c)
+	v, err := New(testOptions()).Start(ctx, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestUnprivileged(t *testing.T) {
 // TestHalfStarted finds a QEMU whose daemon died before its guest ran, with and without its number recorded.
 func TestHalfStarted(t *testing.T) {
 	c := guestConfig(t)
-	d := New(Options{})
+	d := New(testOptions())
 	q, err := d.qemu()
 	if err != nil {
 		t.Fatal(err)
