@@ -36,7 +36,7 @@ build: ## programs, in bin/
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/cradle ./cmd/cradle
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/cradle-init ./cmd/cradle-init
-	if [ -d cmd/containerd-shim-cradle-v1 ]; then \
+	@if [ -d cmd/containerd-shim-cradle-v1 ]; then \
 	  CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-cradle-v1 ./cmd/containerd-shim-cradle-v1; fi
 
 kernel: ## our own guest kernel, in out/kernel (cached by content)
@@ -68,7 +68,7 @@ test-deps: ## packages needed by the tests
 	$(call install_packages,$(TEST_PACKAGES))
 
 demo: deps ## run a container in a virtual machine of its own
-	if [ -e out/guest/manifest ]; then $(MAKE) --no-print-directory build; \
+	@if [ -e out/guest/manifest ]; then $(MAKE) --no-print-directory build; \
 	else $(MAKE) --no-print-directory guest GUEST=debian; fi
 	hack/demo.sh
 
@@ -89,7 +89,7 @@ lint: ## formatting, vet, staticcheck, shell scripts
 	if [ -n "$$unformatted" ]; then echo "gofmt -w:" $$unformatted; exit 1; fi
 	go vet ./...
 	go run $(STATICCHECK) ./...
-	if command -v shellcheck >/dev/null; then git ls-files --cached --others --exclude-standard '*.sh' .ci/run | xargs shellcheck; fi
+	@if command -v shellcheck >/dev/null; then git ls-files --cached --others --exclude-standard '*.sh' .ci/run | xargs shellcheck; fi
 
 install: build guest ## programs, guest and units (PREFIX, DESTDIR)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/cradle

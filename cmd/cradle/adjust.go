@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	_ "unsafe" // for go:linkname
 
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
@@ -44,12 +43,6 @@ func forLinux(f *pflag.Flag) bool {
 	os, ok := f.Annotations["ostype"]
 	return !ok || len(os) == 0 || os[0] == "linux"
 }
-
-// dockerPluginDirs is docker's list of system directories with CLI plugins. docker's info command runs every
-// plugin it finds there to print its version, and has no switch for that; cradle runs no plugins.
-//
-//go:linkname dockerPluginDirs github.com/docker/cli/cli-plugins/manager.defaultSystemPluginDirs
-var dockerPluginDirs []string
 
 // withoutPlugins keeps an info command from looking for docker's plugins. The configuration has been read by
 // the time the command runs, so that moving its directory only hides the plugins beside it.

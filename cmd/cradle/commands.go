@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/docker/cli/cli/command"
-	"github.com/docker/cli/cli/command/commands"
 	"github.com/spf13/cobra"
 )
 
@@ -34,7 +33,9 @@ func dockerCommands() []dockerCommand {
 
 // addDockerCommands moves the listed commands from docker's tree, made on scratch, to root.
 func addDockerCommands(root, scratch *cobra.Command, docker command.Cli) error {
-	commands.AddCommands(scratch, docker)
+	for _, newCommand := range registered {
+		scratch.AddCommand(newCommand(docker))
+	}
 	for _, want := range dockerCommands() {
 		cmd := child(scratch, want.name)
 		if cmd == nil {

@@ -149,24 +149,6 @@ func (h *house) startDaemon() error {
 	return nil
 }
 
-// stopDaemon ends the daemon politely and checks that it takes it so.
-func (h *house) stopDaemon() error {
-	if h.daemon == nil {
-		return nil
-	}
-	d := h.daemon
-	h.daemon = nil
-	timer := time.AfterFunc(30*time.Second, func() { _ = d.Process.Kill() })
-	defer timer.Stop()
-	if err := d.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
-	}
-	if err := d.Wait(); err != nil {
-		return fmt.Errorf("the daemon ended with %w", err)
-	}
-	return nil
-}
-
 func (h *house) load(image string) error {
 	out, err := h.command("cradle", "load", "-q", "-i", filepath.Join(shared.images, image+".tar")).CombinedOutput()
 	if err != nil {
@@ -249,6 +231,6 @@ func (h *house) dumpLog(w interface{ Write([]byte) (int, error) }) {
 			continue
 		}
 		lines := strings.SplitAfter(string(b), "\n")
-		fmt.Fprintf(w, "--- %s\n%s\n", path, strings.Join(lines[max(0, len(lines)-40):], ""))
+		fmt.Fprintf(w, "--- %s\n%s\n", path, strings.Join(lines[max(0, len(lines)-15):], ""))
 	}
 }

@@ -115,9 +115,7 @@ func TestImages(t *testing.T) {
 		if got := c.ok(t, "images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}", "copy"); got != "copy:1 "+id {
 			t.Errorf("images: %q, want id %s", got, id)
 		}
-		if got := c.ok(t, "history", "-q", "copy:1"); got == "" {
-			t.Error("no history")
-		}
+		c.ok(t, "history", "copy:1")
 		c.ok(t, "rmi", "copy:1")
 	})
 }

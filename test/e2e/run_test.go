@@ -123,7 +123,7 @@ func TestRunFlags(t *testing.T) {
 		if got := strings.Split(out, "\n"); fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("got  %q\nwant %q", got, want)
 		}
-		if out := c.ok(t, "run", "--rm", "--privileged", "busybox", "sh", "-c", "mount -t tmpfs none /mnt && echo may mount"); out != "may mount" {
+		if out := c.ok(t, "run", "--rm", "--privileged", "busybox", "sh", "-c", "mkdir /m; mount -t tmpfs none /m && echo may mount"); out != "may mount" {
 			t.Errorf("--privileged: %q", out)
 		}
 	})
@@ -155,7 +155,7 @@ func TestBadInput(t *testing.T) {
 			{125, "unknown flag: --nonsense", []string{"run", "--nonsense", "busybox"}},
 			{127, "no such file or directory", []string{"run", "--rm", "busybox", "/no/such/program"}},
 			{125, "unable to find user nobodyhere", []string{"run", "--rm", "-u", "nobodyhere", "busybox", "true"}},
-			{125, "invalid reference format", []string{"run", "--rm", "NOT/valid", "true"}},
+			{125, "invalid reference format", []string{"run", "--rm", "Not_Valid", "true"}},
 			{1, "No such container: missing", []string{"start", "missing"}},
 			{1, "No such container: missing", []string{"rm", "missing"}},
 			{1, "No such container: missing", []string{"exec", "missing", "true"}},
