@@ -4,8 +4,8 @@
 #   hack/kernel.sh [--update] OUT_DIR
 #
 # The result is kept in ${CRADLE_CACHE:-/var/cache/cradle}/kernel/KEY, where KEY is the sha256 of the source package's
-# version, the config and this script. Once built, no network, apt or compiler is needed; --update looks for
-# newer sources. CRADLE_QUIET=1 prints nothing but errors.
+# version, the config and the build function below. Once built, no network, apt or compiler is needed; --update looks
+# for newer sources. CRADLE_QUIET=1 prints nothing but errors.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -32,7 +32,7 @@ need() {
 	[ "$(id -u)" = 0 ] || die "please install: ${missing[*]}"
 	say "installing ${missing[*]}"
 	[ -n "$(apt-cache madison "${missing[0]}")" ] || apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >&2
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # newest_source prints "PACKAGE VERSION" of the newest linux-source-N.N apt can give, with apt's options as arguments.
@@ -101,16 +101,22 @@ fi
 [ $# = 1 ] || die "usage: hack/kernel.sh [--update] OUT_DIR"
 out=$1
 
-recipe=$(cat "$config" "$0" | sha)
+# Only what decides the result: a change of a message is no reason to build for minutes.
+recipe=$( (cat "$config" && declare -f build) | sha)
 # The last build of this recipe, whatever the source version: what a run without --update takes.
 latest=$cache/recipe-$recipe
 apt_options=(-o APT::Sandbox::User=root)
 
-mkdir -p "$cache"
-exec 9>"$cache/.lock"
-flock 9
+# made tells whether there is nothing to do.
+made() { [ -z "$update" ] && [ -e "$latest/bzImage" ]; }
 
-if [ -n "$update" ] || [ ! -e "$latest/bzImage" ]; then
+if ! made; then
+	mkdir -p "$cache"
+	exec 9>"$cache/.lock"
+	flock 9
+fi
+# Asked again: another run may have held the lock to build it.
+if ! made; then
 	work=$(mktemp -d "$cache/.build-XXXXXX")
 	trap 'rm -rf "$work"' EXIT
 	read -r name version < <(newest_source "${apt_options[@]}") || {
