@@ -5,6 +5,7 @@
 // Everything lives below one directory, content-addressed and written as temporary file → fsync → rename:
 //
 //	layers/sha256/<diffid>.erofs   a layer as a block image (package erofs), shared by every sandbox
+//	layers/sha256/<diffid>.full.erofs   the same for old kernels (Store.Plain), made when first asked for
 //	blobs/sha256/<digest>          configs and manifests, as they came
 //	db                             bbolt: references, images, what holds them
 //	tmp/                           work in progress; emptied when the store opens
@@ -75,8 +76,8 @@ type Store interface {
 	// Pull fetches ref ("redis", "host:port/repo:tag", "repo@sha256:…"). Concurrent pulls share layers in
 	// flight. ErrBadName, ErrNotFound, ErrDenied, ErrInvalid.
 	Pull(ctx context.Context, ref string, o PullOptions) (Image, error)
-	// Load reads docker-archive, OCI layout archive (plain, gzip, zstd) and stores every image in it.
-	// ErrInvalid.
+	// Load reads docker-archive, OCI layout archive (plain, gzip, zstd) and stores every image in it. RepoTags of what it
+	// returns are the archive's alone. ErrInvalid.
 	Load(ctx context.Context, r io.Reader, progress func(Status)) ([]Image, error)
 	// Save writes the images as one archive that is both docker-archive and OCI layout. ErrNotFound.
 	Save(ctx context.Context, refs []string, w io.Writer) error
@@ -84,6 +85,10 @@ type Store interface {
 	Import(ctx context.Context, r io.Reader, ref string, config dockerspec.DockerOCIImage) (Image, error)
 	// Get finds an image by reference, id, or unambiguous id prefix. ErrNotFound, ErrBadName.
 	Get(ref string) (Image, error)
+	// Plain returns img with layers that kernels before 6.4 mount too, which cannot mount what Get's paths lead to:
+	// plain erofs images with 4,096-byte blocks. They are made when first asked for, and then go with their layers.
+	// ErrNotFound when the image has been removed.
+	Plain(ctx context.Context, img Image) (Image, error)
 	// List returns all images, newest first.
 	List() ([]Image, error)
 	// Tag names the image that source finds. ErrNotFound, ErrBadName.

@@ -37,6 +37,12 @@ func (s *Local) Load(ctx context.Context, r io.Reader, progress func(Status)) ([
 		if err != nil {
 			return nil, err
 		}
+		img.RepoTags = nil
+		for _, ref := range f.refs {
+			if !strings.Contains(ref, "@") {
+				img.RepoTags = append(img.RepoTags, familiar(ref))
+			}
+		}
 		list = append(list, img)
 	}
 	return list, nil
