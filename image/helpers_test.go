@@ -11,6 +11,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	digest "github.com/opencontainers/go-digest"
 
 	"github.com/cradlevm/cradle/image/imagetest"
 )
@@ -47,6 +48,9 @@ func checkClean(t testing.TB, s *Local) {
 	for _, img := range list {
 		for _, l := range img.Layers {
 			layers[l.Path] = true
+			if d := digest.Digest(l.DiffID); s.hasPlain(d) {
+				layers[s.plainPath(d)] = true
+			}
 		}
 		blobs[filepath.Join(s.blobsDir(), img.ID[7:])] = true
 		blobs[s.blobPath(img.Descriptor.Digest)] = true

@@ -16,6 +16,7 @@ import (
 type layerSet struct {
 	mu      sync.Mutex
 	present map[digest.Digest]layerRow      // by diff id
+	plain   map[digest.Digest]int64         // bytes of the plain form, by diff id, of those that have one
 	byBlob  map[digest.Digest]digest.Digest // compressed form → diff id
 	pins    map[digest.Digest]int           // by diff id, of layers that are there or still to come
 }
@@ -23,6 +24,7 @@ type layerSet struct {
 // load fills the set from the database.
 func (ls *layerSet) load(tx *bolt.Tx) error {
 	ls.present = map[digest.Digest]layerRow{}
+	ls.plain = map[digest.Digest]int64{}
 	ls.byBlob = map[digest.Digest]digest.Digest{}
 	ls.pins = map[digest.Digest]int{}
 	return tx.Bucket([]byte(bucketLayers)).ForEach(func(k, v []byte) error {
@@ -73,39 +75,50 @@ func (s *Local) install(c converted) error {
 	return nil
 }
 
-// takeAway moves an unpinned layer's file into tmp/ and forgets the layer. It returns the file to delete, or "".
-func (s *Local) takeAway(diffID digest.Digest) (string, layerRow) {
+// takeAway moves an unpinned layer's files into tmp/ and forgets the layer. It returns the files to delete, and the
+// bytes they take.
+func (s *Local) takeAway(diffID digest.Digest) (trash []string, size int64) {
 	ls := &s.layers
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	row, ok := ls.present[diffID]
 	if !ok || ls.pins[diffID] > 0 {
-		return "", layerRow{}
+		return nil, 0
 	}
-	trash := filepath.Join(s.tmp(), "dead-"+diffID.Encoded())
-	if err := os.Rename(s.layerPath(diffID), trash); err != nil && !os.IsNotExist(err) {
-		return "", layerRow{} // it stays, unreferenced, until the store opens next
+	trash = []string{filepath.Join(s.tmp(), "dead-"+diffID.Encoded())}
+	if err := os.Rename(s.layerPath(diffID), trash[0]); err != nil && !os.IsNotExist(err) {
+		return nil, 0 // it stays, unreferenced, until the store opens next
+	}
+	size = row.Image
+	if n, ok := ls.plain[diffID]; ok {
+		dead := trash[0] + ".full"
+		if err := os.Rename(s.plainPath(diffID), dead); err == nil {
+			trash, size = append(trash, dead), size+n
+		}
 	}
 	delete(ls.present, diffID)
+	delete(ls.plain, diffID)
 	for _, b := range row.Blobs {
 		if ls.byBlob[b] == diffID {
 			delete(ls.byBlob, b)
 		}
 	}
-	return trash, row
+	return trash, size
 }
 
 // discard deletes those of the layers that nobody needs: neither an image nor a running operation. The caller holds
 // gc, and the transaction that made them unneeded is committed. It returns what went.
 func (s *Local) discard(diffIDs []digest.Digest) (gone []string, reclaimed int64) {
 	for _, d := range diffIDs {
-		trash, row := s.takeAway(d)
-		if trash == "" {
+		trash, size := s.takeAway(d)
+		if len(trash) == 0 {
 			continue
 		}
-		os.Remove(trash)
+		for _, path := range trash {
+			os.Remove(path)
+		}
 		gone = append(gone, d.String())
-		reclaimed += row.Image
+		reclaimed += size
 	}
 	return gone, reclaimed
 }
@@ -185,6 +198,9 @@ func (s *Local) DiskUsage() (int64, error) {
 	var n int64
 	for _, row := range s.layers.present {
 		n += row.Image
+	}
+	for _, size := range s.layers.plain {
+		n += size
 	}
 	return n, nil
 }

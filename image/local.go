@@ -110,6 +110,11 @@ func (s *Local) layerPath(diffID digest.Digest) string {
 	return filepath.Join(s.layersDir(), diffID.Encoded()+".erofs")
 }
 
+// plainPath is where Plain keeps a layer's other form.
+func (s *Local) plainPath(diffID digest.Digest) string {
+	return filepath.Join(s.layersDir(), diffID.Encoded()+".full.erofs")
+}
+
 func (s *Local) blobPath(d digest.Digest) string {
 	return filepath.Join(s.blobsDir(), d.Encoded())
 }

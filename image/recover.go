@@ -37,7 +37,20 @@ func (s *Local) recover() error {
 			return err
 		}
 	}
-	return s.db.View(s.layers.load)
+	return s.loadLayers()
+}
+
+// loadLayers learns which layers are there, and which of them have a plain form.
+func (s *Local) loadLayers() error {
+	if err := s.db.View(s.layers.load); err != nil {
+		return err
+	}
+	for d := range s.layers.present {
+		if fi, err := os.Stat(s.plainPath(d)); err == nil {
+			s.layers.plain[d] = fi.Size()
+		}
+	}
+	return nil
 }
 
 // dropBroken removes the rows of images that lack a file and of layers that no image has, and returns the paths of
@@ -75,7 +88,7 @@ func (s *Local) dropBroken() (map[string]bool, error) {
 	return needed, err
 }
 
-// filesOf returns the files an image needs and whether all are there, the layers in their full length.
+// filesOf returns the files an image may keep and whether those it needs are there, the layers in their full length.
 func (s *Local) filesOf(tx *bolt.Tx, id string, row imageRow) ([]string, bool) {
 	files := []string{s.blobPath(digest.Digest(id)), s.blobPath(row.Manifest.Digest)}
 	for _, f := range files {
@@ -90,7 +103,7 @@ func (s *Local) filesOf(tx *bolt.Tx, id string, row imageRow) ([]string, bool) {
 		if ok, rowErr := getJSON(tx, bucketLayers, l.String(), &lr); err != nil || rowErr != nil || !ok || fi.Size() != lr.Image {
 			return nil, false
 		}
-		files = append(files, path)
+		files = append(files, path, s.plainPath(l)) // the second may be there: it can be made again
 	}
 	return files, true
 }

@@ -141,7 +141,7 @@ func reopen(t testing.TB, s *Local) *Local {
 		t.Fatal(err)
 	}
 	*s = Local{dir: n.dir, o: n.o, db: n.db, fromTar: n.fromTar, openTar: n.openTar, downloads: n.downloads}
-	must(0, s.db.View(s.layers.load))
+	must(0, s.loadLayers())
 	return s
 }
 

@@ -175,6 +175,11 @@ func (c *ctr) prepare(ctx context.Context, rec record, uid uint32, request *api.
 	if err != nil {
 		return sandbox.Config{}, guest, err
 	}
+	if rec.Dir == "" && !guest.Erofs512 { // a summoned directory has the layers that its kernel takes
+		if img, err = n.options.Images.Plain(ctx, img); err != nil {
+			return sandbox.Config{}, guest, imageError(err)
+		}
+	}
 	scratch := filepath.Join(c.dir(), "scratch.ext4")
 	if _, err := os.Stat(scratch); errors.Is(err, os.ErrNotExist) {
 		size, err := runspec.ScratchSize(&rec.HostConfig, n.settings)

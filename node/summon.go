@@ -70,6 +70,11 @@ func (n *Node) Summon(ctx context.Context, ref string, found func(), w io.Writer
 			n.options.Log.Error("release image", "err", err)
 		}
 	}()
+	if !n.options.Guest.Erofs512 {
+		if img, err = n.options.Images.Plain(ctx, img); err != nil {
+			return imageError(err)
+		}
+	}
 	m := summoned{
 		Version: summonedFormatVersion, Image: ref, Kernel: "kernel", Initrd: "initrd",
 		Release: n.options.Guest.Release, Config: img.Config,
