@@ -57,6 +57,7 @@ func Boot() error {
 			return err
 		}
 	}
+	logToKernel(newRoot)
 	if err := loadModules("/modules"); err != nil {
 		return err
 	}
@@ -69,6 +70,20 @@ func Boot() error {
 	enableControllers(cgroupRoot)
 	raiseLimits()
 	return loopbackUp()
+}
+
+// logToKernel makes what the agent says, the Go runtime's last words included, lines of the kernel's log. Those reach
+// the console by polling; a terminal on it would need an interrupt that some machines do not deliver.
+func logToKernel(root string) {
+	os.WriteFile(root+"/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0)
+	os.WriteFile(root+"/proc/sys/kernel/printk", []byte("4 3 1 4\n"), 0) // lines without a level are errors
+	fd, err := unix.Open(root+"/dev/kmsg", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	unix.Dup3(fd, 1, 0)
+	unix.Dup3(fd, 2, 0)
+	unix.Close(fd)
 }
 
 // switchRoot makes dir the root of the mount namespace for all of the process.

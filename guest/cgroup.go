@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,11 +17,21 @@ const cgroupRoot = "/sys/fs/cgroup"
 // wantedControllers are enabled for containers where the kernel has them.
 var wantedControllers = [...]string{"memory", "cpu", "pids", "io", "cpuset", "hugetlb"}
 
-// enableControllers hands controllers down to the children of a cgroup, one write each, since one that is missing
-// would fail them all.
+// enableControllers hands controllers down to the children of a cgroup, in one write, for each goes over all of them.
+// Where that fails, containers run with what there is: a limit that cannot be kept is refused when it is asked for.
 func enableControllers(dir string) {
-	for _, c := range wantedControllers {
-		os.WriteFile(dir+"/cgroup.subtree_control", []byte("+"+c), 0)
+	have, _ := readSmall(dir+"/cgroup.controllers", 256)
+	var enable []string
+	for _, c := range strings.Fields(string(have)) {
+		if slices.Contains(wantedControllers[:], c) {
+			enable = append(enable, "+"+c)
+		}
+	}
+	file := dir + "/cgroup.subtree_control"
+	if os.WriteFile(file, []byte(strings.Join(enable, " ")), 0) != nil {
+		for _, c := range enable {
+			os.WriteFile(file, []byte(c), 0)
+		}
 	}
 }
 

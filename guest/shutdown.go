@@ -2,12 +2,11 @@ package guest
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"maps"
 )
 
 // shutdown kills every container, lets their filesystems be unmounted, and writes everything to the disks.
