@@ -111,6 +111,9 @@ type idleListener struct {
 func newIdleListener(l *net.UnixListener, path string, timeout time.Duration, busy func() bool) *idleListener {
 	i := &idleListener{UnixListener: l, path: path, timeout: timeout, busy: busy, idle: make(chan struct{})}
 	if timeout > 0 {
+		// Locked, for check may run before the timer is assigned.
+		i.mu.Lock()
+		defer i.mu.Unlock()
 		i.timer = time.AfterFunc(timeout, i.check)
 	}
 	return i

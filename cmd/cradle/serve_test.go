@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// startReady starts cmd as a daemon and returns when it says that it is ready. What it logs goes to stderr of
-// the test, its end is the caller's.
+// startReady starts cmd as a daemon and returns when it says that it is ready. What it logs is the test's output,
+// its end is the caller's.
 func startReady(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -22,6 +22,7 @@ func startReady(t *testing.T, cmd *exec.Cmd) {
 		t.Fatal(err)
 	}
 	cmd.ExtraFiles = append(cmd.ExtraFiles, w)
+	cmd.Stderr = t.Output()
 	cmd.Env = append(cmd.Env, envReadyFD+"="+string(rune('2'+len(cmd.ExtraFiles))))
 	err = cmd.Start()
 	_ = w.Close()

@@ -49,8 +49,8 @@ func TestSummon(t *testing.T) {
 	if r := h.cradle(t, env, "summon", dir, "redis"); r.code != 1 || !strings.HasSuffix(r.stderr, "/vm is not empty\n") {
 		t.Errorf("a second time: %+v", r)
 	}
-	node.Summoned = nil
-	r := h.cradle(t, env, "summon", dir+"2", "nope")
+	empty := []string{envHost + "=" + serveFake(t, &fakeNode{})}
+	r := h.cradle(t, empty, "summon", dir+"2", "nope")
 	if r.code != 1 || !strings.HasPrefix(r.stderr, "Unable to find image 'nope' locally\n") {
 		t.Errorf("missing image: %+v", r)
 	}
@@ -142,9 +142,12 @@ func TestRunSummoned(t *testing.T) {
 		if r.code != 0 {
 			t.Errorf("%+v", r)
 		}
+		node.mu.Lock()
+		created := node.created
+		node.mu.Unlock()
 		for _, want := range []string{`"dev.cradle.summoned":"` + dir + `"`, `"mine":"1"`, `"Image":"` + image + `"`} {
-			if !strings.Contains(node.created, want) {
-				t.Errorf("%s: the request lacks %s: %s", list, want, node.created)
+			if !strings.Contains(created, want) {
+				t.Errorf("%s: the request lacks %s: %s", list, want, created)
 			}
 		}
 	}
