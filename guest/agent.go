@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -100,6 +101,23 @@ func (a *Agent) remove(id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.containers, id)
+}
+
+// unshared lists the devices that only c holds; the host may unplug those once c is gone.
+func (a *Agent) unshared(c *container) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var own []string
+	for _, n := range c.nodes {
+		shared := false
+		for _, other := range a.containers {
+			shared = shared || other != c && slices.Contains(other.nodes, n)
+		}
+		if !shared {
+			own = append(own, n)
+		}
+	}
+	return own
 }
 
 func (a *Agent) container(id string) (*container, error) {

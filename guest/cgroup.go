@@ -137,7 +137,10 @@ func (c *cgroup) kill() error {
 
 // remove waits for the last process to go, then removes the cgroup and those below it.
 func (c *cgroup) remove() error {
-	unix.Close(c.fd)
+	if c.fd >= 0 {
+		unix.Close(c.fd)
+		c.fd = -1
+	}
 	var err error
 	pause := time.Millisecond
 	for deadline := time.Now().Add(diskTimeout); ; pause = min(2*pause, 100*time.Millisecond) {

@@ -58,9 +58,13 @@ func (a *Agent) create(r *api.CreateRequest) (err error) {
 	}()
 	serials := rootfsDisks(&r.Rootfs)
 	mounted := mountDisks(r.Spec.Mounts)
-	if c.nodes, err = findDisks(append(serials, mounted...)); err != nil {
+	nodes, err := findDisks(append(serials, mounted...))
+	if err != nil {
 		return err
 	}
+	a.mu.Lock()
+	c.nodes = nodes
+	a.mu.Unlock()
 	c.disks = map[string]string{}
 	for i, s := range mounted {
 		c.disks[s] = c.nodes[len(serials)+i]
@@ -172,6 +176,9 @@ func (c *container) exec(r *api.ExecRequest) (pid int, err error) {
 		delete(c.execs, r.Exec)
 		return 0, err
 	}
+	if c.state == deleting {
+		p.forget() // born too late: the container's end has killed it
+	}
 	c.execs[r.Exec] = p
 	return p.pid, nil
 }
@@ -259,7 +266,6 @@ func (c *container) release() error {
 		if err := c.cgroup.remove(); err != nil {
 			return err
 		}
-		c.cgroup = nil
 	}
-	return awaitReleased(c.nodes)
+	return awaitReleased(c.agent.unshared(c))
 }

@@ -102,7 +102,7 @@ func TestVM(t *testing.T) {
 		{"users", testUsers}, {"exec", testExec}, {"terminal", testTerminal}, {"stdin", testStdin},
 		{"limits", testLimits}, {"mounts", testMounts}, {"hostile", testHostile}, {"init", testInit},
 		{"output", testOutputSurvives}, {"upper", testUpper}, {"layers", testManyLayers}, {"refused", testRefused},
-		{"devices", testDevices}, {"inspect", testInspect}, {"speed", testSpeed}, {"configure", testConfigure},
+		{"devices", testDevices}, {"inspect", testInspect}, {"unplug", testUnplug}, {"speed", testSpeed}, {"configure", testConfigure},
 	} {
 		ok := t.Run(test.name, func(t *testing.T) {
 			outer := v.t
@@ -500,6 +500,31 @@ func testInspect(t *testing.T, v *testVM, box []api.Disk) {
 	var s api.ExitStatus
 	if v.call(api.MethodWait, ref, &s); s.Code != 137 || s.OOMKilled {
 		t.Errorf("%+v", s)
+	}
+}
+
+// testUnplug: once delete has answered, the host may take the disks away, and another container that shares a layer
+// lives on.
+func testUnplug(t *testing.T, v *testVM, box []api.Disk) {
+	upper := v.scratch()
+	other := v.startBox(&api.CreateRequest{ID: "other", Rootfs: api.Rootfs{Layers: box}, Spec: dockerSpec("sleep", "100")})
+	e := v.inBox(box, func(r *api.CreateRequest) { r.Rootfs.Upper = upper }, "sh", "-c", "echo x >/file; sleep 5 & exit 3")
+	if e.status.Code != 3 {
+		t.Errorf("%+v: %v", e, e.err)
+	}
+	v.command("device_del", map[string]any{"id": "d" + upper.Serial})
+	// The monitor lets the node go once the guest has; that takes a moment, and never comes while it is in use.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		err := v.ask("blockdev-del", map[string]any{"node-name": upper.Serial})
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	if e := v.execIn(other.ID, "a", func(r *api.ExecRequest) { r.Process.Terminal = true }, "tty"); strings.TrimSpace(e.stdout) != "/dev/pts/0" {
+		t.Errorf("%+v: %v", e, e.err)
 	}
 }
 

@@ -95,6 +95,18 @@ func (p *process) running() bool {
 	}
 }
 
+// dead tells whether the process has exited, be it that the reaper has not come to it yet.
+func (p *process) dead() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return true
+	}
+	fds := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
+	n, _ := unix.Poll(fds, 0)
+	return n > 0
+}
+
 // wait answers once the process has exited.
 func (p *process) wait(ctx context.Context) (*api.ExitStatus, error) {
 	select {

@@ -75,8 +75,12 @@ func (c *container) joinFirst() error {
 	if c.init.pidfd < 0 {
 		return api.Errorf(api.CodeFailedPrecondition, "container %s is not running", c.req.ID)
 	}
-	if err := join(c.init.pidfd, unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP); err != nil {
-		return err
+	err := unix.Setns(c.init.pidfd, unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP)
+	if err == unix.ESRCH {
+		return api.Errorf(api.CodeFailedPrecondition, "container %s is not running", c.req.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("join the container's namespaces: %w", err)
 	}
 	c.joined = true
 	return nil
@@ -87,6 +91,10 @@ func (c *container) joinFirst() error {
 func (c *container) spawn(s *launch.Spec) (pid, pidfd int, err error) {
 	s.Cgroup = c.cgroup.fd
 	pid, pidfd, err = launch.Start(s)
+	if errors.Is(err, unix.ENOMEM) && !s.NewPID && c.init.dead() {
+		// What clone says when the PID namespace has lost its first process.
+		return 0, -1, api.Errorf(api.CodeFailedPrecondition, "container %s is not running", c.req.ID)
+	}
 	if !errors.Is(err, unix.EBUSY) || c.init == nil {
 		return pid, pidfd, err
 	}

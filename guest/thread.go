@@ -87,11 +87,3 @@ func guard(f func() error) (err error) {
 	}()
 	return f()
 }
-
-// join moves the calling thread into namespaces of the process behind pidfd.
-func join(pidfd, namespaces int) error {
-	if err := unix.Setns(pidfd, namespaces); err != nil {
-		return fmt.Errorf("join the container's namespaces: %w", err)
-	}
-	return nil
-}

@@ -144,8 +144,15 @@ func (v *testVM) dial() {
 	v.client = c
 }
 
+// command gives the monitor a command that must succeed.
 func (v *testVM) command(name string, args any) {
 	v.t.Helper()
+	if err := v.ask(name, args); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
+func (v *testVM) ask(name string, args any) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	req := map[string]any{"execute": name}
@@ -159,13 +166,13 @@ func (v *testVM) command(name string, args any) {
 			Event         string
 		}
 		if err := v.qmpIn.Decode(&resp); err != nil {
-			v.t.Fatalf("qmp %s: %v", name, err)
+			return fmt.Errorf("qmp %s: %w", name, err)
 		}
 		if resp.Error != nil {
-			v.t.Fatalf("qmp %s: %v", name, resp.Error)
+			return fmt.Errorf("qmp %s: %v", name, resp.Error)
 		}
 		if resp.Event == "" {
-			return
+			return nil
 		}
 	}
 }

@@ -19,23 +19,26 @@ type step struct {
 	args [6]uintptr
 	// save, when not nil, receives the result; it may point into a later step's args.
 	save *uintptr
-	// allow are the error numbers that do not end the program; any (-1) in the first allows all.
+	// allow are the error numbers that do not end the program.
 	allow [2]uintptr
 }
-
-const allowAny = ^uintptr(0)
 
 // outcome is shared by parent and child. Its layout is known to the assembly.
 type outcome struct {
 	left  uintptr // steps not done, the failed one included; 0: all went well
 	errno uintptr
 	block uint64 // signals blocked while the child prepares: all
-	saved uint64 // the thread's signal mask
+	_     uint64 // the thread's signal mask meanwhile
 }
 
 // cloneArgs is struct clone_args of clone3(2).
 type cloneArgs struct {
-	flags, pidFD, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+	flags      uint64
+	pidFD      uint64 // address of an int32
+	_          [2]uint64
+	exitSignal uint64
+	_          [5]uint64 // stack, TLS, set_tid: none
+	cgroup     uint64
 }
 
 // vfork runs steps in a child that clone3 makes from args.

@@ -11,7 +11,7 @@ TEXT ·vfork(SB),NOSPLIT,$0-56
 	MOVQ	$14, AX             // rt_sigprocmask
 	MOVQ	$2, DI              // SIG_SETMASK
 	LEAQ	16(R12), SI         // out.block
-	LEAQ	24(R12), DX         // out.saved
+	LEAQ	24(R12), DX         // where the mask is saved
 	MOVQ	$8, R10
 	SYSCALL
 
@@ -69,8 +69,6 @@ failed:
 	CMPQ	AX, 64(BX)          // step.allow[0]
 	JEQ	advance
 	CMPQ	AX, 72(BX)          // step.allow[1]
-	JEQ	advance
-	CMPQ	64(BX), $-1
 	JEQ	advance
 	MOVQ	R13, 0(R12)         // out.left
 	MOVQ	AX, 8(R12)          // out.errno

@@ -9,7 +9,7 @@ TEXT ·vfork(SB),NOSPLIT|NOFRAME,$0-56
 	MOVD	$135, R8            // rt_sigprocmask
 	MOVD	$2, R0              // SIG_SETMASK
 	ADD	$16, R19, R1        // out.block
-	ADD	$24, R19, R2        // out.saved
+	ADD	$24, R19, R2        // where the mask is saved
 	MOVD	$8, R3
 	SVC
 
@@ -65,8 +65,6 @@ failed:
 	NEG	R0, R0
 	MOVD	64(R20), R9         // step.allow[0]
 	CMP	R9, R0
-	BEQ	advance
-	CMN	$1, R9
 	BEQ	advance
 	MOVD	72(R20), R9         // step.allow[1]
 	CMP	R9, R0
