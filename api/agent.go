@@ -73,7 +73,7 @@ const (
 	// stream that breaks (rather than ends) leaves the standard input open.
 	MethodStdin = "stdin"
 
-	// MethodOutput is a streaming method: OutputRequest → none, then guest → host output records (see
+	// MethodOutput is a streaming method: OutputRequest → OutputResult, then guest → host output records (see
 	// OutputHeader), and host → guest acknowledgements: big-endian uint64 offsets, each saying that
 	// everything before it is safe and may be forgotten. The guest half-closes when the process has exited
 	// and all of its output has been sent.
@@ -221,9 +221,16 @@ type ResizeRequest struct {
 }
 
 // OutputRequest opens the output of a process from an offset in its journal: the concatenation of its records,
-// headers included. An offset already acknowledged and forgotten answers CodeFailedPrecondition.
+// headers included. An offset already acknowledged and forgotten answers CodeFailedPrecondition or, with Left, begins
+// with the oldest record that is left.
 type OutputRequest struct {
 	ProcessRef
+	Offset uint64 `json:"offset"`
+	Left   bool   `json:"left,omitempty"`
+}
+
+// OutputResult says where the output begins.
+type OutputResult struct {
 	Offset uint64 `json:"offset"`
 }
 

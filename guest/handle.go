@@ -144,7 +144,7 @@ func (a *Agent) stream(c *wire.Call) {
 	if err == nil {
 		switch {
 		case c.Method == api.MethodOutput:
-			err = p.journal.check(r.Offset)
+			r.Offset, err = p.journal.begin(r.Offset, r.Left)
 		case p.io.stdin == nil:
 			err = api.Errorf(api.CodeFailedPrecondition, "the process was started without standard input")
 		}
@@ -153,7 +153,11 @@ func (a *Agent) stream(c *wire.Call) {
 		c.Fail(err)
 		return
 	}
-	if c.Reply(nil) != nil {
+	var result any
+	if c.Method == api.MethodOutput {
+		result = api.OutputResult{Offset: r.Offset}
+	}
+	if c.Reply(result) != nil {
 		return
 	}
 	if c.Method == api.MethodOutput {

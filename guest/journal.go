@@ -135,14 +135,18 @@ func (j *journal) outside(at uint64) error {
 	return api.Errorf(api.CodeInvalid, "output ends at offset %d; %d was asked for", j.end, at)
 }
 
-// check reports whether output can be read from offset at.
-func (j *journal) check(at uint64) error {
+// begin returns the offset from which output can be read when offset at is asked for: at itself or, with left, the
+// oldest there is after it.
+func (j *journal) begin(at uint64, left bool) (uint64, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if at < j.base || at > j.end {
-		return j.outside(at)
+	if left && at < j.base {
+		return j.base, nil
 	}
-	return nil
+	if at < j.base || at > j.end {
+		return 0, j.outside(at)
+	}
+	return at, nil
 }
 
 // acknowledge forgets what is before offset at. An offset that has not been written yet is not believed.

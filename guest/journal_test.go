@@ -87,10 +87,10 @@ func TestJournalFull(t *testing.T) {
 	if n == 0 {
 		t.Error("nothing went in")
 	}
-	if err := j.check(0); err == nil {
+	if _, err := j.begin(0, false); err == nil {
 		t.Error("an acknowledged offset was found")
 	}
-	if err := j.check(1 << 40); err == nil {
+	if _, err := j.begin(1<<40, true); err == nil {
 		t.Error("an offset beyond the end was found")
 	}
 }

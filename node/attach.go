@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"sync"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -16,19 +15,9 @@ import (
 	"github.com/cradlevm/cradle/node/logfile"
 )
 
-// attachmentQueue is how many output records may wait for a slow client before the container waits: at most 2 MiB.
-const attachmentQueue = 64
-
-// attachment is one client that sees the output as it comes.
-type attachment struct {
-	records chan []byte   // framed records; closed at the output's end
-	left    chan struct{} // closed when the client has gone
-	leave   sync.Once
-}
-
 // deliver passes one framed record to every attachment. A client that is slow holds the output up, as with
-// docker; one that has gone does not.
-func (c *ctr) deliver(framed []byte) {
+// docker, while the container runs; one that has gone does not.
+func (c *ctr) deliver(r *run, framed []byte) {
 	c.mu.Lock()
 	to := make([]*attachment, 0, len(c.attached))
 	for a := range c.attached {
@@ -40,10 +29,7 @@ func (c *ctr) deliver(framed []byte) {
 	}
 	record := append([]byte(nil), framed...)
 	for _, a := range to {
-		select {
-		case a.records <- record:
-		case <-a.left:
-		}
+		a.put(record, r.over)
 	}
 }
 
@@ -51,12 +37,12 @@ func (c *ctr) deliver(framed []byte) {
 func (c *ctr) endAttachments() {
 	for a := range c.attached {
 		delete(c.attached, a)
-		close(a.records)
+		a.end()
 	}
 }
 
 func (c *ctr) detach(a *attachment) {
-	a.leave.Do(func() { close(a.left) })
+	a.leave()
 	c.mu.Lock()
 	delete(c.attached, a)
 	c.mu.Unlock()
@@ -84,7 +70,7 @@ func (n *Node) ContainerAttach(ctx context.Context, name string, o dockerapi.Att
 	}
 	var a *attachment
 	if o.Stream {
-		a = &attachment{records: make(chan []byte, attachmentQueue), left: make(chan struct{})}
+		a = newAttachment()
 		c.attached[a] = struct{}{}
 		context.AfterFunc(ctx, func() { c.detach(a) }) // also when serve is never called
 	}
@@ -144,19 +130,27 @@ func (c *ctr) serveAttachment(ctx context.Context, a *attachment, s dockerapi.St
 		}()
 	}
 	for {
-		select {
-		case framed, more := <-a.records:
-			if !more {
-				return nil
-			}
+		records, more, change := a.take()
+		for _, framed := range records {
 			if err := writeRecord(s, framed, tty); err != nil {
 				return err
 			}
+		}
+		if len(records) > 0 {
+			continue
+		}
+		if !more {
+			return nil
+		}
+		select {
+		case <-change:
 		case <-detached:
 			c.emit(events.ActionDetach, nil)
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-c.node.ctx.Done():
+			return nil
 		}
 	}
 }
@@ -169,7 +163,8 @@ func writeRecord(s dockerapi.Streams, framed []byte, tty bool) error {
 }
 
 // feed copies a client's input to the container's standard input, waiting for the container to run. The client's
-// end of input is the container's when StdinOnce says so. A typed detach sequence ends it with term.EscapeError.
+// end, however it comes, is the end of the container's input when StdinOnce says so. A typed detach sequence ends it
+// with term.EscapeError.
 func (c *ctr) feed(ctx context.Context, from io.Reader, tty bool, keys []byte) error {
 	if tty && len(keys) > 0 {
 		from = term.NewEscapeProxy(from, keys)
@@ -184,8 +179,8 @@ func (c *ctr) feed(ctx context.Context, from io.Reader, tty bool, keys []byte) e
 		return err
 	}
 	_, err = io.Copy(to, onlyReader{from})
-	if err == nil && c.snapshot().Config.StdinOnce && !tty {
-		return to.Close()
+	if c.node.ctx.Err() == nil && c.snapshot().Config.StdinOnce && !tty {
+		return errors.Join(err, to.Close())
 	}
 	return err
 }
@@ -215,6 +210,8 @@ func (c *ctr) awaitRun(ctx context.Context) (*run, error) {
 			return c.current()
 		case <-c.gone:
 			return nil, notFound("No such container: %s", c.id)
+		case <-c.node.ctx.Done():
+			return nil, context.Canceled
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

@@ -92,6 +92,11 @@ func (n *Node) add(name string, rec record) (err error) {
 		return nil
 	})
 	rec.Name = name
+	// The record is first: what a crash leaves of the rest is found by it, and made whole or removed.
+	undo.push("record", func() error { return n.store.delete(rec.ID) })
+	if err := n.store.put(rec); err != nil {
+		return err
+	}
 	if rec.Dir == "" {
 		undo.push("hold on the image", func() error { return n.options.Images.Release(rec.ID) })
 		if err := n.options.Images.Hold(rec.ImageID, rec.ID); err != nil {
@@ -102,9 +107,6 @@ func (n *Node) add(name string, rec record) (err error) {
 	undo.push("files", c.removeFiles)
 	if err := os.MkdirAll(c.dir(), 0o711); err != nil {
 		return fmt.Errorf("create container: %w", err)
-	}
-	if err := n.store.put(rec); err != nil {
-		return err
 	}
 	n.mu.Lock()
 	n.containers[rec.ID] = c

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -17,7 +16,6 @@ import (
 	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/node/logfile"
 	"github.com/cradlevm/cradle/node/runspec"
-	"github.com/cradlevm/cradle/sandbox"
 )
 
 // ctr is one container. See the package comment for its locks.
@@ -25,27 +23,22 @@ type ctr struct {
 	node *Node
 	id   string
 
-	op sync.Mutex
+	op opLock
 
 	mu       sync.Mutex
 	rec      record
 	log      *logfile.Log // nil with log driver none, or before the first start
 	run      *run         // nil while there is no VM
+	stuck    error        // why the VM of its record cannot be reached
+	abort    func(error)  // ends the start under way; nil when there is none
 	removing bool
+	removed  bool
+	keep     bool          // a restart is under way: the end of the run removes nothing
+	backoff  time.Duration // before the last restart by policy
 	waiters  map[*waiter]struct{}
 	attached map[*attachment]struct{}
 	health   *container.Health
 	gone     chan struct{} // closed when the container has been removed
-}
-
-// run is one life of a container's VM.
-type run struct {
-	vm    *sandbox.Sandbox
-	ended chan struct{} // closed when the container's state says that it has ended
-	torn  chan struct{} // closed when nothing of the VM is left
-
-	stdinMu sync.Mutex
-	stdin   io.WriteCloser // opened at its first use
 }
 
 // waiter is one wait call.
@@ -56,13 +49,19 @@ type waiter struct {
 
 func newCtr(n *Node, r record) *ctr {
 	return &ctr{
-		node: n, id: r.ID, rec: r,
+		node: n, id: r.ID, rec: r, op: make(opLock, 1),
 		waiters: map[*waiter]struct{}{}, attached: map[*attachment]struct{}{}, gone: make(chan struct{}),
 	}
 }
 
 // dir is the container's directory of lasting files.
 func (c *ctr) dir() string { return filepath.Join(c.node.options.Root, "containers", c.id) }
+
+// opLock lets a container's lifecycle changes happen one at a time. It may be held for as long as a start takes.
+type opLock chan struct{}
+
+func (l opLock) Lock()   { l <- struct{}{} }
+func (l opLock) Unlock() { <-l }
 
 // process names the container's first process to its agent.
 func (c *ctr) process() api.ProcessRef { return api.ProcessRef{ID: c.id} }
@@ -85,11 +84,23 @@ func up(s container.ContainerState) bool {
 	return s == container.StateRunning || s == container.StatePaused
 }
 
+// isActive reports whether the container is up or about to be again.
+func (c *ctr) isActive() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return active(c.rec.Status)
+}
+
+func active(s container.ContainerState) bool { return up(s) || s == container.StateRestarting }
+
 // change applies f to the record and saves it. The change is kept in memory also when the disk refuses it: what is
-// true of a VM does not become untrue for a full disk.
+// true of a VM does not become untrue for a full disk. A container that has been removed stays so.
 func (c *ctr) change(f func(*record)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.removed {
+		return notFound("No such container: %s", c.id)
+	}
 	f(&c.rec)
 	return c.node.store.put(c.rec)
 }
@@ -110,6 +121,9 @@ func (c *ctr) openLog() (*logfile.Log, error) {
 	defer c.mu.Unlock()
 	if c.log != nil || c.rec.HostConfig.LogConfig.Type == "none" {
 		return c.log, nil
+	}
+	if c.removing { // its files must not come back
+		return nil, notFound("No such container: %s", c.id)
 	}
 	o, err := runspec.Log(&c.rec.HostConfig)
 	if err != nil {
@@ -156,7 +170,7 @@ func (n *Node) ContainerWait(ctx context.Context, name string, condition contain
 	w := &waiter{condition: condition, result: make(chan dockerapi.WaitResult, 1)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if (condition == container.WaitConditionNotRunning || condition == "") && !up(c.rec.Status) {
+	if c.removed || ((condition == container.WaitConditionNotRunning || condition == "") && !active(c.rec.Status)) {
 		w.result <- dockerapi.WaitResult{StatusCode: c.rec.ExitCode}
 		return w.result, nil
 	}
@@ -180,20 +194,6 @@ func (c *ctr) wake(removed bool) {
 			w.result <- dockerapi.WaitResult{StatusCode: c.rec.ExitCode}
 		}
 	}
-}
-
-// stdinOf returns the container's standard input, opening it at its first use in this run.
-func (r *run) stdinOf(ctx context.Context, p api.ProcessRef) (io.WriteCloser, error) {
-	r.stdinMu.Lock()
-	defer r.stdinMu.Unlock()
-	if r.stdin == nil {
-		w, err := r.vm.Stdin(ctx, p)
-		if err != nil {
-			return nil, err
-		}
-		r.stdin = w
-	}
-	return r.stdin, nil
 }
 
 // removeFiles deletes the container's lasting files.

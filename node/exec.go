@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -80,15 +81,32 @@ func (n *Node) findExec(id string) (*exec, error) {
 	return nil, notFound("No such exec instance: %s", id)
 }
 
-// forgetExecs drops the execs of a container that is removed.
-func (n *Node) forgetExecs(c *ctr) {
+// forgetExecs drops the execs of a container that is removed, forgetUnstartedExecs those that can no longer be started.
+func (n *Node) forgetExecs(c *ctr) { n.dropExecs(c, func(*exec) bool { return true }) }
+
+func (n *Node) forgetUnstartedExecs(c *ctr) {
+	n.dropExecs(c, func(e *exec) bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return !e.started
+	})
+}
+
+func (n *Node) dropExecs(c *ctr, drop func(*exec) bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id, e := range n.execs {
-		if e.c == c {
+		if e.c == c && drop(e) {
 			delete(n.execs, id)
 		}
 	}
+}
+
+// code is the exit code of an exec that has ended.
+func (e *exec) code() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return *e.exitCode
 }
 
 func (e *exec) isRunning() bool {
@@ -107,18 +125,25 @@ func (n *Node) ExecStart(ctx context.Context, id string, r container.ExecStartRe
 		return err
 	}
 	run, err := e.c.current()
+	if err == nil {
+		err = n.enter()
+	}
 	if err != nil {
 		e.ended(126)
 		return err
 	}
+	// The node's end is the call's, whoever holds the connection.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.ctx, cancel)()
 	if r.ConsoleSize != nil {
 		e.request.ConsoleSize = r.ConsoleSize
 	}
-	if err := e.launch(context.WithoutCancel(ctx), run); err != nil {
+	if err := e.launch(run); err != nil {
+		n.running.Done()
 		return err
 	}
 	e.c.emit(events.Action("exec_start: "+strings.Join(e.request.Cmd, " ")), map[string]string{"execID": e.id})
-	n.running.Add(1)
 	if r.Detach {
 		go func() {
 			defer n.running.Done()
@@ -128,8 +153,8 @@ func (n *Node) ExecStart(ctx context.Context, id string, r container.ExecStartRe
 		}()
 		return nil
 	}
-	streams, err := ready()
 	defer n.running.Done()
+	streams, err := ready()
 	if err != nil { // the client went away: the process goes on without it
 		streams = nowhere()
 	}
@@ -169,10 +194,19 @@ func (e *exec) ended(code int) {
 	})
 }
 
+// execLimit bounds the start of a process in a container that runs.
+const execLimit = time.Minute
+
 // launch starts the process. A failure is recorded with docker's exit codes.
-func (e *exec) launch(ctx context.Context, r *run) error {
+func (e *exec) launch(r *run) error {
+	// It goes on when its client hangs up.
+	ctx, cancel := context.WithTimeout(e.c.node.ctx, execLimit)
+	defer cancel()
 	rec := e.c.snapshot()
 	request, err := runspec.Exec(rec.spec(), e.id, e.request, e.c.node.settings)
+	if wd := e.request.WorkingDir; err == nil && wd != "" && !strings.HasPrefix(wd, "/") {
+		err = invalid("OCI runtime exec failed: exec failed: Cwd must be an absolute path")
+	}
 	if err == nil {
 		err = r.vm.Exec(ctx, request)
 	}
@@ -181,11 +215,13 @@ func (e *exec) launch(ctx context.Context, r *run) error {
 	}
 	code := 126
 	var answered *api.Error
-	if errors.As(err, &answered) {
+	if errors.Is(err, sandbox.ErrGone) {
+		err = conflict("container %s is not running", e.c.id)
+	} else if errors.As(err, &answered) {
 		if answered.Code == api.CodeCommandNotFound {
 			code = 127
 		}
-		err = invalid("OCI runtime exec failed: exec failed: unable to start container process: %s", clean(answered.Message))
+		err = invalid("%s", framed("OCI runtime exec failed: exec failed: unable to start container process: ", answered.Message))
 	}
 	e.ended(code)
 	return err
@@ -197,7 +233,7 @@ func (e *exec) process() api.ProcessRef { return api.ProcessRef{ID: e.c.id, Exec
 // the process: the rest of its output is read for nobody.
 func (e *exec) serve(ctx context.Context, r *run, s dockerapi.Streams) error {
 	go func() {
-		st, err := r.vm.Wait(e.c.node.ctx, e.process())
+		st, err := r.wait(e.c.node.ctx, e.process())
 		if err != nil {
 			st.Code = 137
 		}
@@ -215,7 +251,7 @@ func (e *exec) serve(ctx context.Context, r *run, s dockerapi.Streams) error {
 	go func() { pumped <- e.pump(r, s) }()
 	finish := func() {
 		<-e.done
-		e.c.emit(events.ActionExecDie, map[string]string{"execID": e.id})
+		e.c.emit(events.ActionExecDie, map[string]string{"execID": e.id, "exitCode": strconv.Itoa(e.code())})
 		forget, cancel := context.WithTimeout(e.c.node.ctx, time.Minute)
 		defer cancel()
 		if err := r.vm.Delete(forget, e.process()); err != nil && !errors.Is(err, sandbox.ErrGone) {
@@ -229,7 +265,7 @@ func (e *exec) serve(ctx context.Context, r *run, s dockerapi.Streams) error {
 	case <-detached:
 	case <-ctx.Done():
 	}
-	e.c.node.running.Add(1)
+	e.c.node.running.Add(1) // the caller is in running
 	go func() {
 		defer e.c.node.running.Done()
 		<-pumped
@@ -241,36 +277,16 @@ func (e *exec) serve(ctx context.Context, r *run, s dockerapi.Streams) error {
 // pump writes the output until it ends. After the client has gone it goes on reading, so that the process does not
 // stall.
 func (e *exec) pump(r *run, s dockerapi.Streams) error {
-	out, err := r.vm.Output(e.c.node.ctx, e.process(), 0)
-	if err != nil {
-		if errors.Is(err, sandbox.ErrGone) {
-			return nil
-		}
-		return err
-	}
-	defer out.Close()
-	stop := context.AfterFunc(e.c.node.ctx, func() { out.Close() })
-	defer stop()
-	acknowledged := uint64(0)
 	var writeErr error
-	for {
-		_, _, framed, err := out.Next()
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return writeErr
-		}
-		if err != nil {
-			return err
-		}
+	err := r.output(e.c.node.ctx, e.process(), 0, func(_ *sandbox.Output, _ byte, _, framed []byte) {
 		if writeErr == nil {
 			writeErr = writeRecord(s, framed, e.request.Tty)
 		}
-		if out.Offset()-acknowledged >= acknowledgeEvery {
-			if err := out.Acknowledge(); err != nil {
-				return writeErr
-			}
-			acknowledged = out.Offset()
-		}
+	})
+	if errors.Is(err, sandbox.ErrGone) || e.c.node.ctx.Err() != nil {
+		err = nil
 	}
+	return errors.Join(err, writeErr)
 }
 
 // feed copies the client's input to the process; its end is the process's end of input.

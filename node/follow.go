@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"strconv"
 	"time"
@@ -12,17 +11,16 @@ import (
 	"github.com/moby/moby/api/types/events"
 
 	"github.com/cradlevm/cradle/api"
-	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/node/logfile"
 	"github.com/cradlevm/cradle/sandbox"
 )
 
-// acknowledgeEvery is how many bytes of output may be safe here before the agent is told to forget them. It is well below
-// api.OutputRing, so that the writer never waits for an acknowledgement that is due.
-const acknowledgeEvery = api.OutputRing / 8
-
-// teardownLimit bounds the polite end of a VM: flushing its disk.
-const teardownLimit = 30 * time.Second
+const (
+	// teardownLimit bounds the polite end of a VM: flushing its disk.
+	teardownLimit = 30 * time.Second
+	// drainLimit bounds the reading of what an ended process has left in its journal, api.OutputRing at most.
+	drainLimit = time.Minute
+)
 
 // errInternal is the class of a failure that is nobody's input's fault.
 var errInternal = errors.New("internal error")
@@ -33,18 +31,20 @@ func (c *ctr) follow(r *run) {
 	defer c.node.running.Done()
 	ctx := c.node.ctx
 	health, stopHealth := context.WithCancel(ctx)
+	defer stopHealth()
+	c.node.running.Add(1)
 	go c.checkHealth(health, r)
+	pumping, stopPump := context.WithCancel(ctx)
+	defer stopPump()
 	pumped := make(chan error, 1)
-	go func() { pumped <- c.pump(ctx, r) }()
-	status, err := r.vm.Wait(ctx, c.process())
-	for err != nil && !errors.Is(err, sandbox.ErrGone) && ctx.Err() == nil {
-		// The session broke and the VM lives: the next call opens another.
-		if !retryPause(ctx) {
-			break
-		}
-		status, err = r.vm.Wait(ctx, c.process())
-	}
+	go func() { pumped <- c.pump(pumping, r) }()
+
+	status, err := r.wait(ctx, c.process())
 	stopHealth()
+	if ctx.Err() == nil {
+		r.hurry()
+		defer time.AfterFunc(drainLimit, stopPump).Stop()
+	}
 	pumpErr := <-pumped
 	if ctx.Err() != nil {
 		return
@@ -55,57 +55,73 @@ func (c *ctr) follow(r *run) {
 	c.finish(r, status, err)
 }
 
-// retryPause lets a moment pass before a broken session is opened again, so that a broken guest costs no CPU.
-func retryPause(ctx context.Context) bool {
-	t := time.NewTimer(100 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
 // finish records the end, tells everyone, and takes the VM down.
 func (c *ctr) finish(r *run, status api.ExitStatus, err error) {
 	reason := ""
-	if err != nil { // the VM went away under the container
+	if err != nil { // the VM went away under the container, or its agent is not to be believed
 		status = api.ExitStatus{Code: 137}
-		if cause := r.vm.Cause(); cause != nil {
+		if !errors.Is(err, sandbox.ErrGone) {
+			reason = clean(err.Error())
+			if err := r.vm.Kill(); err != nil {
+				c.node.options.Log.Error("end virtual machine", "container", c.id, "err", err)
+			}
+		} else if cause := r.vm.Cause(); cause != nil {
 			reason = cause.Error()
 		}
 	}
-	c.closeLog() // its followers have all there is
-	if err := c.change(func(rec *record) {
-		rec.Status, rec.ExitCode, rec.OOMKilled = container.StateExited, status.Code, status.OOMKilled
-		rec.Finished, rec.Error = time.Now(), reason
+	var rec record
+	if err := c.change(func(r *record) {
+		r.ExitCode, r.OOMKilled, r.Finished, r.Error = status.Code, status.OOMKilled, time.Now(), reason
+		c.setEnded()
+		rec = *r
 	}); err != nil {
 		c.node.options.Log.Error("record exit", "container", c.id, "err", err)
 	}
+	c.closeLog() // its followers have all there is; who comes now sees that it has ended, and does not follow
 	c.mu.Lock()
 	c.wake(false)
 	c.endAttachments()
-	rec, again := c.rec, c.restartDue()
 	c.mu.Unlock()
+	c.node.forgetUnstartedExecs(c)
 	close(r.ended)
 	if status.OOMKilled {
 		c.emit(events.ActionOOM, nil)
 	}
 	c.emit(events.ActionDie, map[string]string{
 		"exitCode":     strconv.Itoa(status.Code),
-		"execDuration": strconv.Itoa(int(rec.Finished.Sub(rec.Started).Seconds())),
+		"execDuration": strconv.Itoa(int(max(0, rec.Finished.Sub(rec.Started)).Seconds())),
 	})
 	c.teardown(r, rec)
+	c.afterwards(rec)
+}
+
+// setEnded gives an ended container its status: with a restart policy that wants another run it is not over. c.mu is
+// held.
+func (c *ctr) setEnded() {
+	c.rec.Status = container.StateExited
+	if c.restartDue() {
+		c.rec.Status = container.StateRestarting
+	}
+	if c.health != nil {
+		h := *c.health
+		h.Status = container.Unhealthy // docker's word for a container that is no longer looked at
+		c.health = &h
+	}
+}
+
+// afterwards does what an ended container, of whose VM nothing is left, has coming: its removal or its next run.
+func (c *ctr) afterwards(rec record) {
+	c.mu.Lock()
+	keep := c.keep
+	c.mu.Unlock()
 	switch {
-	case rec.HostConfig.AutoRemove:
+	case rec.HostConfig.AutoRemove && !keep:
 		c.op.Lock()
 		defer c.op.Unlock()
 		if err := c.remove(); err != nil {
 			c.node.options.Log.Error("remove container after its exit", "container", c.id, "err", err)
 		}
-	case again:
-		c.node.running.Add(1)
+	case rec.Status == container.StateRestarting && c.node.enter() == nil:
 		go c.restartLater(rec)
 	}
 }
@@ -116,23 +132,27 @@ func (c *ctr) teardown(r *run, rec record) {
 	log := c.node.options.Log.With("container", c.id)
 	ctx, cancel := context.WithTimeout(context.Background(), teardownLimit)
 	defer cancel()
-	if rec.HostConfig.AutoRemove {
+	c.mu.Lock()
+	goes := rec.HostConfig.AutoRemove && !c.keep || c.removing
+	c.mu.Unlock()
+	if goes {
 		if err := r.vm.Kill(); err != nil {
 			log.Error("end virtual machine", "err", err)
 		}
 	} else {
-		if err := r.vm.Delete(ctx, c.process()); err != nil && !errors.Is(err, sandbox.ErrGone) {
+		if err := r.flush(ctx, c.process()); err != nil && !errors.Is(err, sandbox.ErrGone) {
 			log.Warn("flush container's disk", "err", err)
 		}
 		if err := r.vm.Stop(ctx); err != nil {
 			log.Error("end virtual machine", "err", err)
 		}
 	}
-	c.clear(r, rec)
+	c.clear(rec)
+	close(r.torn)
 }
 
 // clear forgets a VM that has gone.
-func (c *ctr) clear(r *run, rec record) {
+func (c *ctr) clear(rec record) {
 	log := c.node.options.Log.With("container", c.id)
 	if rec.Sandbox != nil {
 		if err := os.RemoveAll(rec.Sandbox.VM.Dir); err != nil {
@@ -140,10 +160,9 @@ func (c *ctr) clear(r *run, rec record) {
 		}
 		c.node.giveUID(rec.Sandbox.VM.UID)
 	}
-	if err := c.change(func(rec *record) { rec.Sandbox = nil; c.run = nil }); err != nil {
+	if err := c.change(func(rec *record) { rec.Sandbox, rec.Booting, c.run = nil, false, nil }); err != nil {
 		log.Error("record end of virtual machine", "err", err)
 	}
-	close(r.torn)
 }
 
 // pump carries the container's output to its log and to whoever is attached, until it ends.
@@ -156,57 +175,35 @@ func (c *ctr) pump(ctx context.Context, r *run) error {
 	if log != nil {
 		offset = log.Offset()
 	}
-	for {
-		out, err := r.vm.Output(ctx, c.process(), offset)
-		if err == nil {
-			stop := context.AfterFunc(ctx, func() { out.Close() })
-			err = c.pumpSession(out, log)
-			offset = out.Offset()
-			stop()
-			out.Close()
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
+	lost := 0
+	return r.output(ctx, c.process(), offset, func(o *sandbox.Output, stream byte, payload, framed []byte) {
+		if log != nil {
+			lost = c.append(log, o, stream, payload, lost)
 		}
-		select {
-		case <-r.vm.Done():
-			return sandbox.ErrGone
-		default:
-		}
-		var answered *api.Error
-		if errors.As(err, &answered) || !retryPause(ctx) {
-			return err
-		}
-	}
+		c.deliver(r, framed)
+	})
 }
 
-// pumpSession carries records until the stream ends: io.EOF when the output has.
-func (c *ctr) pumpSession(out *sandbox.Output, log *logfile.Log) error {
-	acknowledged := out.Offset()
-	for {
-		stream, payload, framed, err := out.Next()
-		if err != nil {
-			return err
-		}
-		if log != nil {
-			if err := log.Append(stream, payload, time.Now(), out.Offset()); err != nil {
-				// A log that cannot be written must not stop the container: docker's clients still see the output.
-				c.node.options.Log.Error("write log", "container", c.id, "err", err)
-			}
-		}
-		c.deliver(framed)
-		if out.Offset()-acknowledged >= acknowledgeEvery {
-			if err := out.Acknowledge(); err != nil {
-				return err
-			}
-			acknowledged = out.Offset()
-		}
+// append writes to the log. One that cannot be written must not stop the container: docker's clients still see the
+// output, and the daemon's own log says so once. lost counts the records that were not written.
+func (c *ctr) append(log *logfile.Log, o *sandbox.Output, stream byte, payload []byte, lost int) int {
+	err := log.Append(stream, payload, time.Now(), o.Offset())
+	switch {
+	case err != nil && lost == 0:
+		c.node.options.Log.Error("write log", "container", c.id, "err", err)
+	case err == nil && lost > 0:
+		c.node.options.Log.Warn("the log can be written again", "container", c.id, "records lost", lost)
+		return 0
 	}
+	if err != nil {
+		return lost + 1
+	}
+	return 0
 }
 
 // restartDue decides whether the restart policy wants another run. c.mu is held.
 func (c *ctr) restartDue() bool {
-	if c.rec.StoppedByUser || c.removing {
+	if c.rec.StoppedByUser || c.removing || c.rec.Removing {
 		return false
 	}
 	switch p := c.rec.HostConfig.RestartPolicy; p.Name {
@@ -219,30 +216,42 @@ func (c *ctr) restartDue() bool {
 	}
 }
 
-// restartLater starts the container again after docker's delay: 100 ms, doubled with each restart up to a minute.
-// A run that lasted ten seconds begins the series anew.
+// Docker's delay before a restart: 100 ms, doubled with each restart up to a minute. A run that lasted ten seconds
+// begins the series anew.
+const (
+	firstBackoff = 100 * time.Millisecond
+	maxBackoff   = time.Minute
+	longRun      = 10 * time.Second
+)
+
+// nextBackoff is the delay before the restart that follows a run.
+func nextBackoff(last, lasted time.Duration) time.Duration {
+	if last == 0 || lasted >= longRun {
+		return firstBackoff
+	}
+	return min(2*last, maxBackoff)
+}
+
+// restartLater starts the container again after docker's delay, unless it is stopped, removed or started meanwhile.
+// The caller has entered the node.
 func (c *ctr) restartLater(rec record) {
 	defer c.node.running.Done()
-	delay := 100 * time.Millisecond
-	if rec.Finished.Sub(rec.Started) < 10*time.Second {
-		delay = min(delay<<min(rec.RestartCount, 10), time.Minute)
-	}
-	select {
-	case <-time.After(delay):
-	case <-c.gone:
-		return
-	case <-c.node.ctx.Done():
+	c.mu.Lock()
+	c.backoff = nextBackoff(c.backoff, rec.Finished.Sub(rec.Started))
+	delay := c.backoff
+	c.mu.Unlock()
+	if waitFor(c.node.ctx, c.gone, delay) != errTimeout {
 		return
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
 	c.mu.Lock()
-	due := c.restartDue() && c.rec.Status == container.StateExited && c.rec.Finished.Equal(rec.Finished)
+	due := !c.removing && c.rec.Status == container.StateRestarting && c.rec.Finished.Equal(rec.Finished)
 	c.mu.Unlock()
 	if !due {
 		return
 	}
-	if err := c.start(c.node.ctx, rec.RestartCount+1); err != nil && !errors.Is(err, dockerapi.ErrNotModified) {
+	if err := c.start(c.node.ctx, rec.RestartCount+1); err != nil && c.node.ctx.Err() == nil {
 		c.node.options.Log.Error("restart container", "container", c.id, "err", err)
 	}
 }

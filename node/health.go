@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -66,16 +67,19 @@ func orDefault(d, fallback time.Duration) time.Duration {
 	return d
 }
 
-// checkHealth probes the container at its intervals until ctx ends.
-func (c *ctr) checkHealth(ctx context.Context, r *run) {
-	rec := c.snapshot()
-	command := probeCommand(rec.Config)
-	c.mu.Lock()
+// beginHealth gives a new run its health: starting, when it is to be looked at. c.mu is held.
+func (c *ctr) beginHealth() {
 	c.health = nil
-	if len(command) > 0 {
+	if len(probeCommand(c.rec.Config)) > 0 {
 		c.health = &container.Health{Status: container.Starting, Log: []*container.HealthcheckResult{}}
 	}
-	c.mu.Unlock()
+}
+
+// checkHealth probes the container at its intervals until ctx ends.
+func (c *ctr) checkHealth(ctx context.Context, r *run) {
+	defer c.node.running.Done()
+	rec := c.snapshot()
+	command := probeCommand(rec.Config)
 	if len(command) == 0 {
 		return
 	}
@@ -96,7 +100,7 @@ func (c *ctr) checkHealth(ctx context.Context, r *run) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.recordProbe(result, h.Retries, time.Now().Before(startEnds))
+		c.recordProbe(r, result, h.Retries, time.Now().Before(startEnds))
 	}
 }
 
@@ -120,7 +124,7 @@ func (c *ctr) probe(ctx context.Context, command []string, limit time.Duration) 
 	if ctx.Err() == context.DeadlineExceeded {
 		result.Output = "Health check exceeded timeout (" + limit.String() + ")"
 		if r, e := c.current(); e == nil {
-			if e := r.vm.Signal(n.ctx, (&exec{id: id, c: c}).process(), 9, false); e != nil {
+			if e := r.signal(n.ctx, (&exec{id: id, c: c}).process(), 9); e != nil {
 				n.options.Log.Debug("kill probe", "container", c.id, "err", e)
 			}
 		}
@@ -136,27 +140,36 @@ func (c *ctr) probe(ctx context.Context, command []string, limit time.Duration) 
 	return result
 }
 
-// boundedBuffer keeps the first healthOutputBytes bytes. One writer.
-type boundedBuffer struct{ buf bytes.Buffer }
+// boundedBuffer keeps the first healthOutputBytes bytes.
+type boundedBuffer struct {
+	mu  sync.Mutex // a probe that took too long may still write
+	buf bytes.Buffer
+}
 
 func (b *boundedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if room := healthOutputBytes - b.buf.Len(); room > 0 {
 		b.buf.Write(p[:min(room, len(p))])
 	}
 	return len(p), nil
 }
 
-func (b *boundedBuffer) String() string { return b.buf.String() }
+func (b *boundedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
 
 // recordProbe moves the health's state as docker does: one success is healthy; retries failures in a row, not
 // counting those of the start period, are unhealthy.
-func (c *ctr) recordProbe(result *container.HealthcheckResult, retries int, starting bool) {
+func (c *ctr) recordProbe(r *run, result *container.HealthcheckResult, retries int, starting bool) {
 	if retries == 0 {
 		retries = healthRetries
 	}
 	c.mu.Lock()
 	h := copyHealth(c.health)
-	if h == nil {
+	if h == nil || c.run != r || !up(c.rec.Status) {
 		c.mu.Unlock()
 		return
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
@@ -36,11 +37,11 @@ func (n *Node) ContainerInspect(_ context.Context, name string, size bool) (cont
 		path, args = words[0], words[1:]
 	}
 	state := &container.State{
-		Status: r.Status, Running: up(r.Status), Paused: r.Status == container.StatePaused,
+		Status: r.Status, Running: active(r.Status), Restarting: r.Status == container.StateRestarting, Paused: r.Status == container.StatePaused,
 		OOMKilled: r.OOMKilled, ExitCode: r.ExitCode, Error: r.Error,
 		StartedAt: formatTime(r.Started), FinishedAt: formatTime(r.Finished), Health: copyHealth(health),
 	}
-	if run != nil && state.Running {
+	if run != nil && up(r.Status) {
 		state.Pid = run.vm.PID()
 	}
 	logPath := ""
@@ -118,6 +119,9 @@ func (n *Node) ContainerTop(ctx context.Context, name, psArgs string) (container
 	if err != nil {
 		return container.TopResponse{}, err
 	}
+	if c.snapshot().Status == container.StatePaused {
+		return container.TopResponse{}, conflict("container %s is paused, unpause the container before top", c.id)
+	}
 	if psArgs != "" && psArgs != "-ef" {
 		return container.TopResponse{}, unsupported("top with ps options %q is not supported: only -ef is", psArgs)
 	}
@@ -129,12 +133,20 @@ func (n *Node) ContainerTop(ctx context.Context, name, psArgs string) (container
 	for _, p := range list {
 		cpu := time.Duration(p.CPUTime)
 		out.Processes = append(out.Processes, []string{
-			strconv.FormatUint(uint64(p.UID), 10), strconv.Itoa(p.PID), strconv.Itoa(p.PPID), "0",
+			userName(p.UID), strconv.Itoa(p.PID), strconv.Itoa(p.PPID), "0",
 			time.Unix(0, p.Start).Format("15:04"), clean(p.TTY),
 			fmt.Sprintf("%02d:%02d:%02d", int(cpu.Hours()), int(cpu.Minutes())%60, int(cpu.Seconds())%60), clean(p.Command),
 		})
 	}
 	return out, nil
+}
+
+// userName is ps's: the guest's users have no names here but one.
+func userName(uid uint32) string {
+	if uid == 0 {
+		return "root"
+	}
+	return strconv.FormatUint(uint64(uid), 10)
 }
 
 // ContainerPrune implements dockerapi.Backend.
@@ -149,7 +161,7 @@ func (n *Node) ContainerPrune(ctx context.Context, filters dockerapi.Filters) (c
 	var report container.PruneReport
 	for _, c := range n.all() {
 		r := c.snapshot()
-		if up(r.Status) || !matchesLabels(r.Config.Labels, filters["label"]) || (!until.IsZero() && !r.Created.Before(until)) {
+		if active(r.Status) || !matchesLabels(r.Config.Labels, filters["label"]) || (!until.IsZero() && !r.Created.Before(until)) {
 			continue
 		}
 		if len(filters["label!"]) > 0 && matchesLabels(r.Config.Labels, filters["label!"]) {
@@ -162,7 +174,13 @@ func (n *Node) ContainerPrune(ctx context.Context, filters dockerapi.Filters) (c
 		report.ContainersDeleted = append(report.ContainersDeleted, c.id)
 		report.SpaceReclaimed += uint64(bytes)
 	}
+	n.pruned(events.ContainerEventType, report.SpaceReclaimed)
 	return report, nil
+}
+
+// pruned tells of a prune, whether or not it found anything.
+func (n *Node) pruned(kind events.Type, reclaimed uint64) {
+	n.events.add(kind, events.ActionPrune, "", map[string]string{"reclaimed": strconv.FormatUint(reclaimed, 10)})
 }
 
 // pruneUntil reads the "until" filter: a duration back from now, a unix time, or RFC 3339.
@@ -230,7 +248,7 @@ func (c *ctr) sample(ctx context.Context) (container.StatsResponse, error) {
 	rec := c.snapshot()
 	out := container.StatsResponse{ID: rec.ID, Name: "/" + rec.Name, OSType: "linux"}
 	r, err := c.current()
-	if err != nil {
+	if err != nil || rec.Status == container.StatePaused { // a paused guest answers nothing
 		return out, nil
 	}
 	s, err := r.vm.Stats(ctx, c.id)
@@ -240,7 +258,7 @@ func (c *ctr) sample(ctx context.Context) (container.StatsResponse, error) {
 	out.Read = time.Now()
 	out.CPUStats = container.CPUStats{
 		CPUUsage:    container.CPUUsage{TotalUsage: s.CPUNanos, UsageInUsermode: s.CPUUserNanos, UsageInKernelmode: s.CPUSystemNanos},
-		SystemUsage: uint64(time.Since(rec.Started)) * uint64(max(1, s.OnlineCPUs)),
+		SystemUsage: uint64(max(0, time.Since(rec.Started))) * uint64(max(1, s.OnlineCPUs)),
 		OnlineCPUs:  uint32(max(1, s.OnlineCPUs)),
 	}
 	limit := s.MemoryLimit

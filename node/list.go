@@ -27,6 +27,11 @@ func (n *Node) ContainerList(_ context.Context, all bool, limit int, size bool, 
 			return nil, invalid("invalid filter 'status=%s'", s)
 		}
 	}
+	for s := range filters["exited"] {
+		if _, err := strconv.Atoi(s); err != nil {
+			return nil, invalid("%v", err)
+		}
+	}
 	match, err := n.containerFilter(filters)
 	if err != nil {
 		return nil, err
@@ -34,7 +39,7 @@ func (n *Node) ContainerList(_ context.Context, all bool, limit int, size bool, 
 	var found []*ctr
 	for _, c := range n.all() {
 		r := c.snapshot()
-		if !all && limit <= 0 && len(filters["status"]) == 0 && len(filters["exited"]) == 0 && !up(r.Status) {
+		if !all && limit <= 0 && len(filters["status"]) == 0 && len(filters["exited"]) == 0 && !active(r.Status) {
 			continue
 		}
 		if match(c, r) {
@@ -175,14 +180,20 @@ func statusText(r record, health container.HealthStatus) string {
 			return "Up " + since(r.Started) + " (health: starting)"
 		}
 		return fmt.Sprintf("Up %s (%s)", since(r.Started), health)
+	case container.StateRestarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", r.ExitCode, since(r.Finished))
 	case container.StateExited:
 		return fmt.Sprintf("Exited (%d) %s ago", r.ExitCode, since(r.Finished))
 	}
 	return "Created"
 }
 
-// networksOf is what the API shows of a container's networks; there is only "none" so far.
-func networksOf(record) map[string]*network.EndpointSettings {
+// networksOf is what the API shows of a container's networks; there is only "none" so far. A container is in its
+// networks once it was started.
+func networksOf(r record) map[string]*network.EndpointSettings {
+	if r.Started.IsZero() {
+		return map[string]*network.EndpointSettings{"none": {}}
+	}
 	return map[string]*network.EndpointSettings{"none": {NetworkID: noneNetworkID}}
 }
 

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 
 	"github.com/cradlevm/cradle/guestos"
 	"github.com/cradlevm/cradle/image"
@@ -62,6 +63,7 @@ type Node struct {
 	running sync.WaitGroup
 
 	mu         sync.Mutex
+	closed     bool                // nothing new is added to running
 	containers map[string]*ctr     // by id
 	names      map[string]string   // name → id; reserved before the container exists
 	execs      map[string]*exec    // by id
@@ -99,29 +101,41 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 
 // Close leaves the VMs running and forgets them; the next Open finds them again.
 func (n *Node) Close() error {
-	n.stop()
 	n.mu.Lock()
-	for _, c := range n.containers {
+	n.closed = true
+	n.mu.Unlock()
+	n.stop()
+	n.running.Wait()
+	for _, c := range n.all() {
+		c.closeLog()
 		c.mu.Lock()
 		if c.run != nil {
 			c.run.vm.Disconnect()
 		}
 		c.mu.Unlock()
 	}
-	n.mu.Unlock()
-	n.running.Wait()
-	for _, c := range n.containers {
-		c.closeLog()
-	}
 	return n.store.Close()
 }
 
-// Busy reports whether anything would be missed if the daemon ended now: a running container.
-func (n *Node) Busy() bool {
+// enter keeps Close waiting until running.Done is called; it fails when the node is being closed.
+func (n *Node) enter() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, c := range n.containers {
-		if c.isUp() {
+	if n.closed {
+		return errClosing
+	}
+	n.running.Add(1)
+	return nil
+}
+
+var errClosing = &classed{"the daemon is ending", cerrdefs.ErrUnavailable}
+
+// Busy reports whether anything would be missed if the daemon ended now: a container that runs or is about to.
+func (n *Node) Busy() bool {
+	for _, c := range n.all() {
+		rec := c.snapshot()
+		// One that is removed at its end does not outlive the daemon unless it runs: see settle.
+		if active(rec.Status) || (rec.HostConfig.AutoRemove && rec.Status == container.StateCreated) {
 			return true
 		}
 	}

@@ -6,15 +6,21 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/sandbox"
 	"github.com/cradlevm/cradle/vm"
 )
 
+// attachLimit bounds taking a running VM over; the monitor answers at once or never.
+const attachLimit = 30 * time.Second
+
 // recover takes up what an earlier daemon left. A container whose VM still runs goes on; of one whose VM has gone
-// the rest is removed; a start that was cut short is undone.
+// the rest is removed; a start that was cut short is undone, an end or a removal that was is finished.
 func (n *Node) recover(ctx context.Context) error {
 	records, err := n.store.all()
 	if err != nil {
@@ -22,6 +28,7 @@ func (n *Node) recover(ctx context.Context) error {
 	}
 	for _, rec := range records {
 		c := newCtr(n, rec)
+		c.removing = rec.Removing
 		n.containers[rec.ID] = c
 		n.names[rec.Name] = rec.ID
 		if rec.Sandbox != nil {
@@ -29,74 +36,122 @@ func (n *Node) recover(ctx context.Context) error {
 		}
 	}
 	for _, c := range n.all() {
-		n.recoverContainer(ctx, c)
+		if err := n.recoverContainer(ctx, c); err != nil {
+			return err
+		}
+	}
+	if err := n.scratch.Clean(); err != nil {
+		return fmt.Errorf("sweep: %w", err)
 	}
 	return n.sweep()
 }
 
-func (n *Node) recoverContainer(ctx context.Context, c *ctr) {
+// recoverContainer fails only when ctx ends: all is left as it was then.
+func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 	rec := c.snapshot()
 	log := n.options.Log.With("container", c.id)
-	if rec.Sandbox == nil {
-		if up(rec.Status) {
-			n.lost(c, rec)
+	if rec.Dir == "" && !rec.Removing {
+		// A crash may have come between the record and the hold. An image that has gone is the next start's trouble.
+		if err := n.options.Images.Hold(rec.ImageID, rec.ID); err != nil && !errors.Is(err, image.ErrNotFound) {
+			return fmt.Errorf("hold image of container %s: %w", rec.ID, err)
 		}
-		return
 	}
-	machine, err := sandbox.Attach(ctx, n.options.Driver, *rec.Sandbox)
-	r := &run{vm: machine, ended: make(chan struct{}), torn: make(chan struct{})}
+	if rec.Sandbox == nil {
+		n.settle(c)
+		return nil
+	}
+	machine, err := n.attach(ctx, rec)
 	switch {
-	case err == nil && up(rec.Status):
-		c.mu.Lock()
-		c.run = r
-		c.mu.Unlock()
-		n.running.Add(1)
-		go c.follow(r)
-		log.Info("found running container again")
-		return
-	case err == nil: // its start or its end was cut short
-		log.Info("end virtual machine of a container that does not run")
+	case err == nil && !rec.Booting && !rec.Removing:
+		n.resume(c, machine)
+		return nil
+	case err == nil:
+		log.Info("end virtual machine of a start or removal that was cut short")
 		if err := machine.Kill(); err != nil {
 			log.Error("end virtual machine", "err", err)
 		}
-	case !errors.Is(err, vm.ErrExited):
+	case errors.Is(err, vm.ErrExited):
+	case ctx.Err() != nil:
+		return err
+	default:
 		log.Error("find virtual machine", "err", err)
+		c.stuck = fmt.Errorf("the virtual machine of container %s cannot be reached: %w", c.id, err)
+		return nil
 	}
-	c.clear(r, rec)
-	if up(rec.Status) {
-		n.lost(c, rec)
-	} else if rec.HostConfig.AutoRemove && rec.Status == container.StateExited {
-		n.removeLost(c)
-	}
+	c.clear(rec)
+	n.settle(c)
+	return nil
 }
 
-// lost records the end of a container whose VM went while no daemon was there.
-func (n *Node) lost(c *ctr, rec record) {
-	err := c.change(func(r *record) {
-		r.Status, r.ExitCode, r.Finished = container.StateExited, 137, n.started
-		r.Error = "its virtual machine ended while no daemon was running"
-	})
+// attach takes the VM of a record over and makes it run or pause as the record says: what a crash cut short between
+// the two was never promised to anyone.
+func (n *Node) attach(ctx context.Context, rec record) (*sandbox.Sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, attachLimit)
+	defer cancel()
+	machine, err := sandbox.Attach(ctx, n.options.Driver, *rec.Sandbox)
 	if err != nil {
-		n.options.Log.Error("record lost container", "container", c.id, "err", err)
+		return nil, err
 	}
+	turn := machine.Resume
+	if rec.Status == container.StatePaused {
+		turn = machine.Pause
+	}
+	var answered *api.Error
+	if err := turn(ctx); err != nil && !errors.As(err, &answered) {
+		n.options.Log.Error("pause or resume virtual machine", "container", rec.ID, "err", err)
+	}
+	return machine, nil
+}
+
+// resume goes on with a run that an earlier daemon began: accompanies it or, when the container has ended, finishes
+// its end.
+func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
+	r := newRun(machine)
 	c.mu.Lock()
-	again := c.restartDue()
-	rec = c.rec
+	c.run = r
+	rec := c.rec
+	if up(rec.Status) {
+		c.beginHealth()
+	}
 	c.mu.Unlock()
+	n.running.Add(1)
+	if up(rec.Status) {
+		n.options.Log.Info("found running container again", "container", c.id)
+		go c.follow(r)
+		return
+	}
+	r.hurry()
+	close(r.ended)
+	go func() {
+		defer n.running.Done()
+		c.teardown(r, rec)
+		c.afterwards(rec)
+	}()
+}
+
+// settle does what a container without a VM has coming when the daemon starts.
+func (n *Node) settle(c *ctr) {
+	if up(c.snapshot().Status) {
+		err := c.change(func(r *record) {
+			r.ExitCode, r.Finished = 137, n.started
+			r.Error = "its virtual machine ended while no daemon was running"
+			c.setEnded()
+		})
+		if err != nil {
+			n.options.Log.Error("record lost container", "container", c.id, "err", err)
+		}
+	}
+	rec := c.snapshot()
 	switch {
-	case rec.HostConfig.AutoRemove:
-		n.removeLost(c)
-	case again:
+	case rec.Removing, rec.HostConfig.AutoRemove && rec.Status != container.StateRestarting:
+		c.op.Lock()
+		defer c.op.Unlock()
+		if err := c.remove(); err != nil {
+			n.options.Log.Error("remove container", "container", c.id, "err", err)
+		}
+	case rec.Status == container.StateRestarting:
 		n.running.Add(1)
 		go c.restartLater(rec)
-	}
-}
-
-func (n *Node) removeLost(c *ctr) {
-	c.op.Lock()
-	defer c.op.Unlock()
-	if err := c.remove(); err != nil {
-		n.options.Log.Error("remove container", "container", c.id, "err", err)
 	}
 }
 

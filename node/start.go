@@ -44,26 +44,41 @@ func (n *Node) ContainerStart(ctx context.Context, name string) error {
 // held.
 func (c *ctr) start(ctx context.Context, restarts int) error {
 	c.mu.Lock()
-	status, removing, run := c.rec.Status, c.removing, c.run
+	status, removing, run, stuck := c.rec.Status, c.removing, c.run, c.stuck
 	c.mu.Unlock()
 	switch {
 	case removing:
 		return conflict("container is marked for removal and cannot be started")
 	case status == container.StatePaused:
 		return conflict("cannot start a paused container, try unpause instead")
-	case status == container.StateRunning:
+	case status == container.StateRunning, status == container.StateRestarting && restarts == 0:
 		return dockerapi.ErrNotModified
+	case stuck != nil:
+		return stuck
 	}
+	if err := c.node.enter(); err != nil {
+		return err
+	}
+	defer c.node.running.Done()
 	if run != nil { // the last run's VM is still being taken down
 		<-run.torn
 	}
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	defer context.AfterFunc(c.node.ctx, func() { abort(errClosing) })()
+	c.mu.Lock()
+	c.abort = abort
+	c.mu.Unlock()
 	err := c.launch(ctx, restarts)
-	if err == nil {
-		return nil
+	c.mu.Lock()
+	c.abort = nil
+	c.mu.Unlock()
+	// When the daemon ends, the next one finds the container as it was before.
+	if err != nil && c.node.ctx.Err() == nil {
+		c.failed(err)
 	}
-	c.failed(err)
 	return err
 }
 
@@ -80,7 +95,10 @@ func (c *ctr) failed(err error) {
 		}
 	}
 	if err := c.change(func(r *record) {
-		r.ExitCode, r.Error, r.Finished = code, err.Error(), time.Now()
+		r.ExitCode, r.Error = code, err.Error()
+		if r.Status == container.StateRestarting { // docker does not try a failed start again
+			r.Status, r.Finished = container.StateExited, time.Now()
+		}
 	}); err != nil {
 		c.node.options.Log.Error("record failed start", "container", c.id, "err", err)
 	}
@@ -124,8 +142,8 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	if err != nil {
 		return err
 	}
-	undo.push("record", func() error { return c.change(func(r *record) { r.Sandbox = nil }) })
-	if err := c.change(func(r *record) { r.Sandbox = &config }); err != nil {
+	undo.push("record", func() error { return c.change(func(r *record) { r.Sandbox, r.Booting = nil, false }) })
+	if err := c.change(func(r *record) { r.Sandbox, r.Booting = &config, true }); err != nil {
 		return err
 	}
 	undo.push("runtime directory", func() error { return os.RemoveAll(config.VM.Dir) })
@@ -148,16 +166,23 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 
 // started records a running container and begins to follow it.
 func (c *ctr) started(machine *sandbox.Sandbox, restarts int, undo *undoStack) error {
-	r := &run{vm: machine, ended: make(chan struct{}), torn: make(chan struct{})}
+	r := newRun(machine)
+	c.mu.Lock()
+	before := c.rec
+	c.mu.Unlock()
 	err := c.change(func(rec *record) {
 		rec.Status, rec.Started, rec.Finished = container.StateRunning, time.Now(), time.Time{}
 		rec.ExitCode, rec.Error, rec.OOMKilled = 0, "", false
-		rec.RestartCount, rec.StoppedByUser = restarts, false
-		c.run = r
+		rec.RestartCount, rec.StoppedByUser, rec.Booting = restarts, false, false
+		c.run, c.keep = r, false
+		if restarts == 0 {
+			c.backoff = 0
+		}
+		c.beginHealth()
 	})
 	if err != nil {
 		c.mu.Lock()
-		c.rec.Status, c.run = container.StateExited, nil
+		c.rec, c.run, c.health = before, nil, nil
 		c.mu.Unlock()
 		return err
 	}
@@ -179,6 +204,9 @@ func (c *ctr) prepare(ctx context.Context, rec record, uid uint32, request *api.
 		if img, err = n.options.Images.Plain(ctx, img); err != nil {
 			return sandbox.Config{}, guest, imageError(err)
 		}
+	}
+	if err := os.MkdirAll(c.dir(), 0o711); err != nil { // a crash may have come between the record and its directory
+		return sandbox.Config{}, guest, fmt.Errorf("make container's directory: %w", err)
 	}
 	scratch := filepath.Join(c.dir(), "scratch.ext4")
 	if _, err := os.Stat(scratch); errors.Is(err, os.ErrNotExist) {
@@ -229,7 +257,7 @@ func startError(rec record, err error) error {
 	if !errors.As(err, &answered) {
 		return fmt.Errorf("start container %s: %w", rec.ID, err)
 	}
-	text := "failed to create task for container: unable to start container process: " + clean(answered.Message)
+	text := framed("failed to create task for container: unable to start container process: ", answered.Message)
 	switch answered.Code {
 	case api.CodeUnsupported:
 		return unsupported("%s", text)
@@ -237,6 +265,15 @@ func startError(rec record, err error) error {
 		return &startFailure{classed{text, invalid("").(*classed).class}, answered}
 	}
 	return &startFailure{classed{text, errInternal}, answered}
+}
+
+// framed puts the frame before a guest's message, except where docker finds the fault itself, before it comes to runc.
+func framed(frame, message string) string {
+	message = clean(message)
+	if strings.HasPrefix(message, "unable to find user ") || strings.HasPrefix(message, "unable to find group ") {
+		return message
+	}
+	return frame + message
 }
 
 // startFailure keeps the agent's code for the exit status.

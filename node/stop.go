@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"golang.org/x/sys/unix"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/sandbox"
 )
@@ -68,10 +69,6 @@ func (n *Node) ContainerStop(ctx context.Context, name, signal string, timeout *
 
 // stop sends the stop signal, waits, and kills. It returns when the container has ended.
 func (c *ctr) stop(ctx context.Context, signal string, timeout *int) error {
-	r, err := c.current()
-	if err != nil {
-		return dockerapi.ErrNotModified
-	}
 	rec := c.snapshot()
 	if signal == "" {
 		signal = rec.Config.StopSignal
@@ -87,24 +84,24 @@ func (c *ctr) stop(ctx context.Context, signal string, timeout *int) error {
 	if timeout != nil {
 		limit = time.Duration(*timeout) * time.Second
 	}
-	if err := c.change(func(r *record) { r.StoppedByUser = true }); err != nil {
+	r, err := c.unwanted(ctx)
+	if err != nil {
 		return err
 	}
-	if rec.Status == container.StatePaused {
-		if err := c.unpause(ctx, r); err != nil {
-			return err
-		}
+	if r == nil { // it was between two runs
+		c.emit(events.ActionStop, nil)
+		return nil
 	}
-	if err := r.vm.Signal(ctx, c.process(), sig, false); err != nil && !errors.Is(err, sandbox.ErrGone) {
+	if err := r.signal(ctx, c.process(), sig); err != nil && !errors.Is(err, sandbox.ErrGone) {
 		c.node.options.Log.Warn("send stop signal", "container", c.id, "err", err)
 	}
 	if limit < 0 { // docker: wait for ever
 		select {
 		case <-r.ended:
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-c.node.ctx.Done():
+			return errClosing
 		}
-	} else if err := waitFor(ctx, r.ended, limit); errors.Is(err, errTimeout) {
+	} else if err := c.await(ctx, r.ended, limit); errors.Is(err, errTimeout) {
 		err = c.kill(ctx, r)
 		if err != nil {
 			return err
@@ -116,18 +113,55 @@ func (c *ctr) stop(ctx context.Context, signal string, timeout *int) error {
 	return nil
 }
 
+// unwanted notes that the user wants the container to end, so that no restart policy starts it again. A start under
+// way comes to its end first; a paused container goes on. Nil without an error is a container that waited for its
+// restart and no longer does.
+func (c *ctr) unwanted(ctx context.Context) (*run, error) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	c.mu.Lock()
+	status, r := c.rec.Status, c.run
+	c.mu.Unlock()
+	if !active(status) {
+		return nil, dockerapi.ErrNotModified
+	}
+	err := c.change(func(rec *record) {
+		rec.StoppedByUser = true
+		if rec.Status == container.StateRestarting {
+			rec.Status = container.StateExited
+			c.wake(false)
+			r = nil
+		}
+	})
+	if err != nil { // a disk that is full must not keep it running
+		c.node.options.Log.Error("record stop", "container", c.id, "err", err)
+	}
+	if status == container.StatePaused {
+		return r, c.unpause(ctx, r)
+	}
+	return r, nil
+}
+
+// await is waitFor that the daemon's end ends too.
+func (c *ctr) await(ctx context.Context, ch <-chan struct{}, limit time.Duration) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(c.node.ctx, func() { cancel(errClosing) })()
+	return waitFor(ctx, ch, limit)
+}
+
 // kill ends the container with SIGKILL and, should even that not do, takes its VM away.
 func (c *ctr) kill(ctx context.Context, r *run) error {
-	if err := r.vm.Signal(ctx, c.process(), int(unix.SIGKILL), false); err != nil && !errors.Is(err, sandbox.ErrGone) {
+	if err := r.signal(ctx, c.process(), int(unix.SIGKILL)); err != nil && !errors.Is(err, sandbox.ErrGone) {
 		c.node.options.Log.Warn("send SIGKILL", "container", c.id, "err", err)
 	}
-	err := waitFor(ctx, r.ended, killLimit)
+	err := c.await(ctx, r.ended, killLimit)
 	if errors.Is(err, errTimeout) {
 		c.node.options.Log.Warn("container outlives SIGKILL, ending its virtual machine", "container", c.id)
 		if err := r.vm.Kill(); err != nil {
 			return err
 		}
-		err = waitFor(ctx, r.ended, killLimit)
+		err = c.await(ctx, r.ended, killLimit)
 	}
 	if err != nil {
 		return fmt.Errorf("kill container %s: %w", c.id, err)
@@ -135,16 +169,21 @@ func (c *ctr) kill(ctx context.Context, r *run) error {
 	return nil
 }
 
-// ContainerRestart implements dockerapi.Backend.
+// ContainerRestart implements dockerapi.Backend. A container that is removed at its end stays through this one.
 func (n *Node) ContainerRestart(ctx context.Context, name, signal string, timeout *int) error {
 	c, err := n.find(name)
 	if err != nil {
 		return err
 	}
-	if c.snapshot().HostConfig.AutoRemove && c.isUp() {
-		return unsupported("restart of a container that is removed when it ends (--rm) is not supported")
-	}
 	ctx = context.WithoutCancel(ctx)
+	c.mu.Lock()
+	c.keep = active(c.rec.Status)
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.keep = false
+		c.mu.Unlock()
+	}()
 	if err := c.stop(ctx, signal, timeout); err != nil && !errors.Is(err, dockerapi.ErrNotModified) {
 		return err
 	}
@@ -162,30 +201,42 @@ func (n *Node) ContainerRestart(ctx context.Context, name, signal string, timeou
 func (n *Node) ContainerKill(ctx context.Context, name, signal string) error {
 	c, err := n.find(name)
 	if err != nil {
-		return err
+		return fmt.Errorf("cannot kill container: %s: %w", name, err)
 	}
 	sig, err := parseSignal(signal, int(unix.SIGKILL))
 	if err != nil {
 		return err
 	}
-	r, err := c.current()
+	rec := c.snapshot()
+	notRunning := conflict("cannot kill container: %s: container %s is not running", name, c.id)
+	if !active(rec.Status) {
+		return notRunning
+	}
+	ctx = context.WithoutCancel(ctx)
+	stopSignal, err := parseSignal(rec.Config.StopSignal, int(unix.SIGTERM))
 	if err != nil {
-		return conflict("cannot kill container: %s: container %s is not running", name, c.id)
+		stopSignal = int(unix.SIGTERM)
 	}
-	if c.snapshot().Status == container.StatePaused && sig == int(unix.SIGKILL) {
-		if err := c.unpause(ctx, r); err != nil {
-			return err
-		}
+	var r *run
+	if sig == int(unix.SIGKILL) || sig == stopSignal {
+		r, err = c.unwanted(ctx)
+	} else {
+		r, err = c.current()
 	}
-	if sig == int(unix.SIGKILL) || sig == int(unix.SIGTERM) {
-		if err := c.change(func(r *record) { r.StoppedByUser = true }); err != nil {
-			return err
-		}
-	}
-	if sig == int(unix.SIGKILL) {
+	switch {
+	case errors.Is(err, dockerapi.ErrNotModified):
+		return notRunning
+	case err != nil:
+		return err
+	case r == nil: // it was between two runs
+	case sig == int(unix.SIGKILL):
 		err = c.kill(ctx, r)
-	} else if err = r.vm.Signal(ctx, c.process(), sig, false); errors.Is(err, sandbox.ErrGone) {
-		err = nil
+	default:
+		err = r.signal(ctx, c.process(), sig)
+		var answered *api.Error
+		if errors.Is(err, sandbox.ErrGone) || (errors.As(err, &answered) && answered.Code == api.CodeFailedPrecondition) {
+			return notRunning // it has ended meanwhile
+		}
 	}
 	if err != nil {
 		return err
@@ -200,6 +251,8 @@ func (n *Node) ContainerPause(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	c.op.Lock()
+	defer c.op.Unlock()
 	r, err := c.current()
 	if err != nil {
 		return err
@@ -223,6 +276,8 @@ func (n *Node) ContainerUnpause(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	c.op.Lock()
+	defer c.op.Unlock()
 	r, err := c.current()
 	if err != nil {
 		return err
@@ -253,43 +308,63 @@ func (c *ctr) changeIfUp(s container.ContainerState) error {
 	})
 }
 
-// ContainerRemove implements dockerapi.Backend. Anonymous volumes live on the container's disk and go with it.
+// ContainerRemove implements dockerapi.Backend. Anonymous volumes live on the container's disk and go with it. A
+// removal goes on when its client hangs up.
 func (n *Node) ContainerRemove(ctx context.Context, name string, force, _ bool) error {
 	c, err := n.find(name)
 	if err != nil {
 		return err
 	}
-	if !force && c.isUp() {
+	if !force && c.isActive() {
 		return c.removeRunning()
 	}
 	c.mu.Lock()
-	if c.removing {
-		c.mu.Unlock()
-		if !force {
-			return conflict("removal of container %s is already in progress", c.id)
-		}
-		return waitFor(ctx, c.gone, time.Minute)
-	}
+	removing, abort := c.removing, c.abort
 	c.mu.Unlock()
+	if removing && !force {
+		return conflict("removal of container %s is already in progress", c.id)
+	}
+	if force && abort != nil {
+		abort(conflict("container %s is being removed", c.id))
+	}
 	c.op.Lock()
 	defer c.op.Unlock()
+	return c.removeLocked(context.WithoutCancel(ctx), force)
+}
+
+// removeLocked ends the container's VM, if it has one, and removes the container. op is held.
+func (c *ctr) removeLocked(ctx context.Context, force bool) (err error) {
 	c.mu.Lock()
-	r := c.run
-	if up(c.rec.Status) && !force {
+	if c.removed { // by who held op before
+		c.mu.Unlock()
+		return nil
+	}
+	if active(c.rec.Status) && !force {
 		c.mu.Unlock()
 		return c.removeRunning()
 	}
+	if c.stuck != nil {
+		c.mu.Unlock()
+		return c.stuck
+	}
 	c.removing = true
+	r, alive := c.run, up(c.rec.Status)
 	c.mu.Unlock()
-	ctx = context.WithoutCancel(ctx)
+	defer func() {
+		if err != nil { // it can be tried again
+			c.mu.Lock()
+			c.removing = false
+			c.mu.Unlock()
+		}
+	}()
 	if r != nil {
-		if c.isUp() {
+		if alive {
 			// The container goes for good: its VM needs no polite end.
 			if err := r.vm.Kill(); err != nil {
 				return err
 			}
 		}
-		if err := waitFor(ctx, r.torn, teardownLimit+killLimit); err != nil {
+		if err := c.await(ctx, r.torn, teardownLimit+drainLimit); err != nil {
 			return fmt.Errorf("remove container %s: end its virtual machine: %w", c.id, err)
 		}
 	}
@@ -305,34 +380,44 @@ func (c *ctr) removeRunning() error {
 	return conflict("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+rec.Name, state)
 }
 
-// remove deletes a container that has no VM. Idempotent; op is held. The record goes last: what is left after a
-// crash is a container that can be removed again.
+// remove deletes a container that has no VM. Idempotent; op is held. The record says first that it goes, and goes
+// last: what a crash leaves is removed by the next daemon.
 func (c *ctr) remove() error {
+	n := c.node
 	c.mu.Lock()
-	c.removing = true
-	c.mu.Unlock()
-	select {
-	case <-c.gone:
+	if c.removed {
+		c.mu.Unlock()
 		return nil
-	default:
+	}
+	c.removing = true
+	auto := c.rec.HostConfig.AutoRemove
+	c.mu.Unlock()
+	if !auto { // the next daemon removes an ended container of that kind anyhow
+		if err := c.change(func(r *record) { r.Removing = true }); err != nil {
+			n.options.Log.Warn("record removal", "container", c.id, "err", err) // a full disk must not keep it
+		}
 	}
 	c.closeLog()
 	if err := c.removeFiles(); err != nil {
 		return err
 	}
-	n := c.node
 	if err := n.options.Images.Release(c.id); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	if err := n.store.delete(c.id); err != nil {
+	c.mu.Lock()
+	err := n.store.delete(c.id)
+	c.removed = err == nil
+	name := c.rec.Name
+	c.mu.Unlock()
+	if err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	c.emit(events.ActionDestroy, nil)
 	n.forgetExecs(c)
 	n.mu.Lock()
 	delete(n.containers, c.id)
-	delete(n.names, c.snapshot().Name)
+	delete(n.names, name)
 	n.mu.Unlock()
+	c.emit(events.ActionDestroy, nil)
 	c.mu.Lock()
 	c.wake(true)
 	c.endAttachments()
@@ -352,7 +437,12 @@ func (n *Node) ContainerRename(_ context.Context, name, to string) error {
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	old := c.snapshot().Name
+	c.mu.Lock()
+	old, removing := c.rec.Name, c.removing
+	c.mu.Unlock()
+	if removing {
+		return notFound("No such container: %s", name)
+	}
 	to = strings.TrimPrefix(to, "/")
 	if to == old {
 		return invalid("Renaming a container with the same name as its current name")

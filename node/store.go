@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -36,7 +38,7 @@ type record struct {
 	// Dir is a summoned VM directory that the container runs from instead of the store's image.
 	Dir string `json:",omitempty"`
 
-	Status       container.ContainerState // created, running, paused, exited
+	Status       container.ContainerState // created, running, paused, restarting, exited
 	ExitCode     int
 	Error        string
 	OOMKilled    bool
@@ -46,8 +48,13 @@ type record struct {
 	// StoppedByUser keeps a restart policy from starting it again.
 	StoppedByUser bool
 
-	// Sandbox is there while a VM may be.
+	// Sandbox is there while a VM may be; Booting with it until its container runs: a daemon that finds it so has found
+	// a start that was cut short.
 	Sandbox *sandbox.Config `json:",omitempty"`
+	Booting bool            `json:",omitempty"`
+
+	// Removing: its removal has begun, and is finished by whoever finds it so.
+	Removing bool `json:",omitempty"`
 }
 
 // spec is the record as package runspec wants it.
@@ -58,7 +65,15 @@ func (r *record) spec() runspec.Container {
 // store keeps records; every method is one synced transaction.
 type store struct{ db *bolt.DB }
 
-func openStore(path string) (*store, error) {
+// openStore opens the store or says in one sentence why not. A damaged file is left as it is.
+func openStore(path string) (_ *store, err error) {
+	// bbolt reads through a mapping: of a file that was cut short it takes a fault, not an error.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("open state %s: it is damaged: %v", path, p)
+		}
+	}()
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("open state %s: another daemon has it open", path)
@@ -66,34 +81,54 @@ func openStore(path string) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state %s: %w", path, err)
 	}
-	err = db.Update(func(tx *bolt.Tx) error {
-		meta, err := tx.CreateBucketIfNotExists(bucketMeta)
-		if err != nil {
-			return err
-		}
-		if raw := meta.Get(keyVersion); raw != nil {
-			var v int
-			if err := json.Unmarshal(raw, &v); err != nil {
-				return fmt.Errorf("its version is unreadable: %w", err)
-			}
-			if v > storeVersion {
-				return fmt.Errorf("it was written by a newer cradle (layout %d, this one knows %d)", v, storeVersion)
-			}
-		}
-		if _, err := tx.CreateBucketIfNotExists(bucketContainers); err != nil {
-			return err
-		}
-		raw, err := json.Marshal(storeVersion)
-		if err != nil {
-			return err
-		}
-		return meta.Put(keyVersion, raw)
-	})
-	if err != nil {
-		db.Close()
-		return nil, fmt.Errorf("open state %s: %w", path, err)
+	if err := db.View(checkStore); err != nil {
+		return nil, fmt.Errorf("open state %s: %w", path, errors.Join(err, db.Close()))
+	}
+	if err := db.Update(initStore); err != nil {
+		return nil, fmt.Errorf("open state %s: %w", path, errors.Join(err, db.Close()))
 	}
 	return &store{db}, nil
+}
+
+// checkStore looks at the whole store: it is small, and a page that is not what it should be would make all that is
+// written later worthless.
+func checkStore(tx *bolt.Tx) error {
+	fi, err := os.Stat(tx.DB().Path())
+	if err != nil {
+		return err
+	}
+	if fi.Size() < tx.Size() {
+		return fmt.Errorf("it is damaged: %d bytes of %d are there", fi.Size(), tx.Size())
+	}
+	for err := range tx.Check() {
+		return fmt.Errorf("it is damaged: %w", err)
+	}
+	return nil
+}
+
+// initStore makes the buckets of a new store, and refuses one that is too new.
+func initStore(tx *bolt.Tx) error {
+	meta, err := tx.CreateBucketIfNotExists(bucketMeta)
+	if err != nil {
+		return err
+	}
+	if raw := meta.Get(keyVersion); raw != nil {
+		var v int
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return fmt.Errorf("its version is unreadable: %w", err)
+		}
+		if v > storeVersion {
+			return fmt.Errorf("it was written by a newer cradle (layout %d, this one knows %d)", v, storeVersion)
+		}
+	}
+	if _, err := tx.CreateBucketIfNotExists(bucketContainers); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(storeVersion)
+	if err != nil {
+		return err
+	}
+	return meta.Put(keyVersion, raw)
 }
 
 func (s *store) Close() error { return s.db.Close() }

@@ -3,10 +3,13 @@ package sandbox
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
 )
 
 // Create makes a container from disks that are already there.
@@ -24,15 +27,15 @@ func (s *Sandbox) Exec(ctx context.Context, r api.ExecRequest) error {
 	return s.call(ctx, api.MethodExec, r, nil)
 }
 
-// Wait returns how the process ended, once it has. What the guest says is checked: a code outside 0..255 is an
-// error.
+// Wait returns how the process ended, once it has. What the guest says is checked: a code outside 0..255 is
+// ErrNonsense.
 func (s *Sandbox) Wait(ctx context.Context, p api.ProcessRef) (api.ExitStatus, error) {
 	var st api.ExitStatus
 	if err := s.call(ctx, api.MethodWait, p, &st); err != nil {
 		return api.ExitStatus{}, err
 	}
 	if st.Code < 0 || st.Code > 255 {
-		return api.ExitStatus{}, fmt.Errorf("agent reports the impossible exit code %d", st.Code)
+		return api.ExitStatus{}, fmt.Errorf("%w: exit code %d", ErrNonsense, st.Code)
 	}
 	return st, nil
 }
@@ -80,21 +83,36 @@ func (s *Sandbox) Stdin(ctx context.Context, p api.ProcessRef) (io.WriteCloser, 
 
 // Output opens a process's output from an offset of its journal. ctx bounds the opening.
 func (s *Sandbox) Output(ctx context.Context, p api.ProcessRef, offset uint64) (*Output, error) {
+	return s.output(ctx, api.OutputRequest{ProcessRef: p, Offset: offset})
+}
+
+// OutputLeft is Output that, where the journal has forgotten what lies at the offset, begins with the oldest record
+// that is left: Offset says which.
+func (s *Sandbox) OutputLeft(ctx context.Context, p api.ProcessRef, offset uint64) (*Output, error) {
+	return s.output(ctx, api.OutputRequest{ProcessRef: p, Offset: offset, Left: true})
+}
+
+func (s *Sandbox) output(ctx context.Context, r api.OutputRequest) (*Output, error) {
 	client, err := s.session(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := client.Stream(ctx, api.MethodOutput, api.OutputRequest{ProcessRef: p, Offset: offset}, nil)
+	result := api.OutputResult{Offset: r.Offset}
+	stream, err := client.Stream(ctx, api.MethodOutput, r, &result)
 	if err != nil {
 		return nil, s.classify(err)
 	}
+	if result.Offset < r.Offset {
+		go stream.Close()
+		return nil, fmt.Errorf("%w: output from offset %d, not %d", ErrNonsense, result.Offset, r.Offset)
+	}
 	buf := make([]byte, api.OutputHeaderSize+api.MaxOutputChunk)
-	return &Output{stream: stream, broken: client.Done(), offset: offset, buf: buf}, nil
+	return &Output{stream: stream, broken: client.Done(), offset: result.Offset, buf: buf}, nil
 }
 
 // Output is what a process prints, record by record.
 type Output struct {
-	stream io.ReadWriteCloser
+	stream *wire.Stream
 	broken <-chan struct{} // closed when the session has ended
 	offset uint64
 	buf    []byte
@@ -116,7 +134,7 @@ func (o *Output) Next() (stream byte, payload, framed []byte, err error) {
 	}
 	n := binary.BigEndian.Uint32(head[4:])
 	if (head[0] != api.Stdout && head[0] != api.Stderr) || head[1]|head[2]|head[3] != 0 || n == 0 || n > api.MaxOutputChunk {
-		return 0, nil, nil, fmt.Errorf("agent sent an impossible output record % x", head)
+		return 0, nil, nil, fmt.Errorf("%w: an output record that begins with % x", ErrNonsense, head)
 	}
 	framed = o.buf[:api.OutputHeaderSize+int(n)]
 	if _, err := io.ReadFull(o.stream, framed[api.OutputHeaderSize:]); err != nil {
@@ -137,5 +155,7 @@ func (o *Output) Acknowledge() error {
 	return err
 }
 
-// Close ends the stream; the process goes on.
-func (o *Output) Close() error { return o.stream.Close() }
+// Close ends the stream, and a Next that waits; the process goes on.
+func (o *Output) Close() error {
+	return errors.Join(o.stream.SetReadDeadline(time.Unix(1, 0)), o.stream.Close())
+}

@@ -30,8 +30,14 @@ import (
 	"github.com/cradlevm/cradle/vm"
 )
 
-// ErrGone means that the sandbox's virtual machine has ended.
-var ErrGone = errors.New("the sandbox's virtual machine has ended")
+// Sentinels, to be found with errors.Is.
+var (
+	// ErrGone means that the sandbox's virtual machine has ended.
+	ErrGone = errors.New("the sandbox's virtual machine has ended")
+	// ErrNonsense means that the agent has answered what no agent of ours does: the guest is not to be believed any
+	// more.
+	ErrNonsense = errors.New("the guest's agent answers nonsense")
+)
 
 // BootTimeout bounds how long a guest may take from power-on to its agent's first answer. Software emulation on a
 // loaded host needs seconds; a guest that needs more than this never comes.
@@ -55,8 +61,14 @@ type Sandbox struct {
 	config Config
 	vm     vm.VM
 
+	dialing chan struct{} // holds a token while a session is being opened: it may take as long as the guest likes
+
 	mu     sync.Mutex
-	client *wire.Client // nil once gone
+	client *wire.Client // nil before the first session
+}
+
+func newSandbox(c Config, machine vm.VM) *Sandbox {
+	return &Sandbox{config: c, vm: machine, dialing: make(chan struct{}, 1)}
 }
 
 // Start boots a VM and returns when its agent is configured. ctx bounds the call, as BootTimeout does. On error
@@ -66,27 +78,21 @@ func Start(ctx context.Context, driver vm.Driver, c Config) (*Sandbox, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start virtual machine: %w", err)
 	}
-	s := &Sandbox{config: c, vm: machine}
+	s := newSandbox(c, machine)
 	if err := s.bringUp(ctx); err != nil {
 		return nil, errors.Join(err, s.Kill())
 	}
 	return s, nil
 }
 
-// Attach finds the sandbox that an earlier process started with the same c. vm.ErrExited when its monitor has
-// gone.
+// Attach finds the sandbox that an earlier process started with the same c. The agent is not asked: it may be paused, or
+// busy; the first call opens the session. vm.ErrExited when its monitor has gone.
 func Attach(ctx context.Context, driver vm.Driver, c Config) (*Sandbox, error) {
 	machine, err := driver.Attach(ctx, c.VM)
 	if err != nil {
 		return nil, fmt.Errorf("find virtual machine: %w", err)
 	}
-	s := &Sandbox{config: c, vm: machine}
-	ctx, cancel := context.WithTimeout(ctx, BootTimeout)
-	defer cancel()
-	if s.client, err = s.dial(ctx); err != nil {
-		return nil, errors.Join(err, s.Kill())
-	}
-	return s, nil
+	return newSandbox(c, machine), nil
 }
 
 // bringUp waits for the agent and gives the guest its identity.
@@ -94,11 +100,10 @@ func (s *Sandbox) bringUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, BootTimeout,
 		fmt.Errorf("the guest's agent did not answer within %v", BootTimeout))
 	defer cancel()
-	client, err := s.dial(ctx)
+	client, err := s.session(ctx)
 	if err != nil {
 		return s.explain(err)
 	}
-	s.client = client
 	seed := make([]byte, 64)
 	rand.Read(seed)
 	err = client.Call(ctx, api.MethodConfigure, api.ConfigureRequest{
@@ -145,28 +150,46 @@ func (s *Sandbox) explain(err error) error {
 	}
 }
 
-// session returns the agent session, opening it again when it broke while the VM lives.
+// session returns the agent session, opening it when there is none or the one there was broke. One caller opens it;
+// the others wait for that as long as their own ctx lets them.
 func (s *Sandbox) session(ctx context.Context) (*wire.Client, error) {
+	if client := s.open(); client != nil {
+		return client, nil
+	}
 	select {
+	case s.dialing <- struct{}{}:
+		defer func() { <-s.dialing }()
 	case <-s.vm.Done():
 		return nil, ErrGone
-	default:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("open agent session: %w", context.Cause(ctx))
 	}
+	if client := s.open(); client != nil {
+		return client, nil
+	}
+	client, err := s.dial(ctx)
+	if err != nil {
+		return nil, s.classify(err)
+	}
+	s.mu.Lock()
+	s.client = client
+	s.mu.Unlock()
+	return client, nil
+}
+
+// open returns the session that is open, or nil.
+func (s *Sandbox) open() *wire.Client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.client == nil {
-		return nil, ErrGone
+		return nil
 	}
 	select {
 	case <-s.client.Done():
-		client, err := s.dial(ctx)
-		if err != nil {
-			return nil, err
-		}
-		s.client = client
+		return nil
 	default:
+		return s.client
 	}
-	return s.client, nil
 }
 
 // call makes one agent call. When the VM goes meanwhile the error is ErrGone.
@@ -204,7 +227,7 @@ func (s *Sandbox) PID() int { return s.vm.PID() }
 // Console returns the last bytes, max at most, of what the guest's console printed.
 func (s *Sandbox) Console(max int) []byte { return s.vm.Console(max) }
 
-// Disconnect leaves the VM running and forgets it: what a daemon does with each sandbox when it stops.
+// Disconnect ends the session and the calls on it; the VM runs on. A daemon does so with each sandbox when it stops.
 func (s *Sandbox) Disconnect() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -216,20 +239,20 @@ func (s *Sandbox) Disconnect() {
 // Stop ends the VM so that its disks are whole: containers must have been deleted before. It returns when the
 // monitor has gone; when ctx ends first the VM is killed.
 func (s *Sandbox) Stop(ctx context.Context) error {
-	s.Disconnect()
 	if err := s.vm.Shutdown(ctx); err != nil {
 		return errors.Join(err, s.Kill())
 	}
+	s.Disconnect()
 	return nil
 }
 
 // Kill ends the VM the hard way and waits for its end. Idempotent.
 func (s *Sandbox) Kill() error {
-	s.Disconnect()
 	if err := s.vm.Kill(); err != nil {
 		return fmt.Errorf("kill virtual machine: %w", err)
 	}
 	<-s.vm.Done()
+	s.Disconnect()
 	return nil
 }
 

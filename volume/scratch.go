@@ -85,6 +85,18 @@ func (s *Scratch) New(ctx context.Context, path string, size int64) error {
 	return nil
 }
 
+// Clean removes what a crash has left of templates in the making. No disk must be in the making.
+func (s *Scratch) Clean() error {
+	left, err := filepath.Glob(filepath.Join(s.Dir, "templates", "making-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
 // copyInto copies template to path: there whole, or not at all.
 func copyInto(ctx context.Context, template, path string) (err error) {
 	src, err := os.Open(template)

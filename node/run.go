@@ -1,0 +1,140 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/sandbox"
+)
+
+// run is one life of a container's VM.
+type run struct {
+	vm    *sandbox.Sandbox
+	over  chan struct{} // closed by hurry
+	ended chan struct{} // closed when the container's state says that it has ended
+	torn  chan struct{} // closed when nothing of the VM is left
+
+	stdinMu sync.Mutex
+	stdin   io.WriteCloser // opened at its first use
+}
+
+func newRun(machine *sandbox.Sandbox) *run {
+	return &run{vm: machine, over: make(chan struct{}), ended: make(chan struct{}), torn: make(chan struct{})}
+}
+
+// hurry says that the container's process has exited: from now on no slow client holds its output up.
+func (r *run) hurry() { close(r.over) }
+
+// acknowledgeEvery is how many bytes of output may be safe here before the agent is told to forget them. It is well below
+// api.OutputRing, so that the writer never waits for an acknowledgement that is due.
+const acknowledgeEvery = api.OutputRing / 8
+
+// callLimit bounds a call that an agent answers at once. A guest that takes longer is as good as dead.
+const callLimit = 10 * time.Second
+
+// signal sends a signal; a guest that does not answer is not waited for.
+func (r *run) signal(ctx context.Context, p api.ProcessRef, signal int) error {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	return r.vm.Signal(ctx, p, signal, false)
+}
+
+// wait returns how a process ended. It outlives broken sessions: the next call opens another. An error means that
+// the VM has gone, that its agent knows no such process or talks nonsense, or that ctx has ended.
+func (r *run) wait(ctx context.Context, p api.ProcessRef) (api.ExitStatus, error) {
+	for {
+		status, err := r.vm.Wait(ctx, p)
+		if err == nil || errors.Is(err, sandbox.ErrGone) || errors.Is(err, sandbox.ErrNonsense) ||
+			errors.As(err, new(*api.Error)) || !retryPause(ctx) {
+			return status, err
+		}
+	}
+}
+
+// flush unmounts the container in the guest, so that its disk is whole.
+func (r *run) flush(ctx context.Context, p api.ProcessRef) error {
+	for {
+		err := r.vm.Delete(ctx, p)
+		if err == nil || errors.Is(err, sandbox.ErrGone) || errors.As(err, new(*api.Error)) || !retryPause(ctx) {
+			return err
+		}
+	}
+}
+
+// retryPause lets a moment pass before a broken session is opened again, so that a broken guest costs no CPU.
+func retryPause(ctx context.Context) bool { return sleep(ctx, 100*time.Millisecond) }
+
+// output hands over a process's output, record by record, from a journal's offset on, until it ends. It outlives
+// broken sessions. What take has returned from is acknowledged. Where the agent has forgotten what lies at the offset,
+// it goes on with what is there.
+func (r *run) output(ctx context.Context, p api.ProcessRef, offset uint64, take func(o *sandbox.Output, stream byte, payload, framed []byte)) error {
+	open := r.vm.Output
+	for {
+		out, err := open(ctx, p, offset)
+		if err == nil {
+			stop := context.AfterFunc(ctx, func() { out.Close() })
+			err = carry(out, take)
+			offset = out.Offset()
+			if stop() {
+				out.Close()
+			}
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+		}
+		var answered *api.Error
+		switch {
+		case errors.Is(err, sandbox.ErrGone):
+			return err
+		case errors.As(err, &answered):
+			if answered.Code != api.CodeFailedPrecondition {
+				return err
+			}
+			open = r.vm.OutputLeft
+		}
+		select {
+		case <-r.vm.Done():
+			return sandbox.ErrGone
+		default:
+		}
+		if !retryPause(ctx) {
+			return err
+		}
+	}
+}
+
+// carry hands over records until the stream ends: io.EOF when the output has.
+func carry(out *sandbox.Output, take func(o *sandbox.Output, stream byte, payload, framed []byte)) error {
+	acknowledged := out.Offset()
+	for {
+		stream, payload, framed, err := out.Next()
+		if err != nil {
+			return err
+		}
+		take(out, stream, payload, framed)
+		if out.Offset()-acknowledged >= acknowledgeEvery {
+			if err := out.Acknowledge(); err != nil {
+				return err
+			}
+			acknowledged = out.Offset()
+		}
+	}
+}
+
+// stdinOf returns the container's standard input, opening it at its first use in this run.
+func (r *run) stdinOf(ctx context.Context, p api.ProcessRef) (io.WriteCloser, error) {
+	r.stdinMu.Lock()
+	defer r.stdinMu.Unlock()
+	if r.stdin == nil {
+		w, err := r.vm.Stdin(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		r.stdin = w
+	}
+	return r.stdin, nil
+}
