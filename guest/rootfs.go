@@ -76,7 +76,9 @@ func mountRootfs(r *api.Rootfs, nodes []string) error {
 			data.WriteByte(':')
 		}
 	}
-	data.WriteString(",upperdir=u/upper,workdir=u/work")
+	// With xino one device number goes for all files, as with docker, whose layers are on one file system: tar
+	// --one-file-system, for one, would leave out all others. It also keeps a file's inode number when it is copied up.
+	data.WriteString(",upperdir=u/upper,workdir=u/work,xino=on")
 	if err := unix.Mount("overlay", "root", "overlay", 0, data.String()); err != nil {
 		return api.Errorf(api.CodeInternal, "stack %d layers: %w", len(r.Layers), err)
 	}
