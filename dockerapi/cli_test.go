@@ -100,7 +100,7 @@ func TestCLIContainers(t *testing.T) {
 	c.run("", 0, "both ways\n", "", "exec", "box", "echo", "both", "ways")
 	c.run("input", 0, "input", "", "exec", "-i", "box", "cat")
 	c.run("", 3, "", "", "exec", "box", "exit", "3")
-	c.run("", 127, "", "executable file not found", "exec", "box", "missing")
+	c.run("", 127, "executable file not found", "", "exec", "box", "missing")
 	c.run("", 1, "", "409", "exec", "box", "conflict")
 	c.run("", 0, "", "", "exec", "-d", "box", "echo", "x")
 	c.run("", 0, "-ef", "", "top", "box")

@@ -77,6 +77,11 @@ func (s *server) execStart(c *call) error {
 		if _, err := ready(); err != nil {
 			return err
 		}
+		if err != nil { // docker says it on the standard output
+			c.log.Warn("exec not started", "path", c.r.URL.Path, "error", err)
+			_, _ = io.WriteString(d.Stdout, errorText(err)+"\r\n")
+			err = nil
+		}
 	}
 	if err != nil && ctx.Err() == nil {
 		c.log.Warn("exec ended", "path", c.r.URL.Path, "error", err)

@@ -373,8 +373,8 @@ func TestExecStartFailure(t *testing.T) {
 	f, c := box(t, true, false, "sleep")
 	c.exec(f, false, "{}", "missing")
 	c.answer(101)
-	if _, errs := c.rest(); !strings.Contains(errs, "executable file not found in $PATH\r\n") {
-		t.Errorf("got %q", errs)
+	if out, _ := c.rest(); !strings.Contains(out, "executable file not found in $PATH\r\n") {
+		t.Errorf("got %q", out)
 	}
 }
 

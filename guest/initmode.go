@@ -47,6 +47,8 @@ func sealedSelf() (int, error) {
 // ContainerInit runs a program as its child, hands on the signals it gets, takes away every zombie of the container,
 // and returns the child's exit code when that has ended.
 func ContainerInit(path string, argv []string) int {
+	// For ps: the kernel names the process by the descriptor that it was executed from.
+	_ = os.WriteFile("/proc/self/comm", []byte("cradle-init"), 0)
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
 	// In a process group of its own, and in the foreground of the terminal if there is one: what is typed there

@@ -33,7 +33,7 @@ func resolveUser(user string, extra []string, p *specs.User) (*account, error) {
 		if e := findUser(passwd, "", p.UID, true); e != nil {
 			a.home = e.home
 		}
-		return a, nil
+		return a.joined(), nil
 	}
 	group, err := readImageFile("/etc/group")
 	if err != nil {
@@ -51,9 +51,16 @@ func resolveUser(user string, extra []string, p *specs.User) (*account, error) {
 		}
 		a.groups = append(a.groups, gid)
 	}
+	return a.joined(), nil
+}
+
+// joined makes the group itself one of the supplementary groups, as docker does: a file closed to the group stays
+// closed to a process that changes its group id.
+func (a *account) joined() *account {
+	a.groups = append(a.groups, a.gid)
 	slices.Sort(a.groups)
 	a.groups = slices.Compact(a.groups)
-	return a, nil
+	return a
 }
 
 // lookupUser resolves user[:group]. Without a group the user's own is taken, and the groups that list the user as a

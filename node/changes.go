@@ -71,7 +71,7 @@ func applyChange(config *dockerspec.DockerOCIImageConfig, word, rest string) err
 	case "ONBUILD":
 		config.OnBuild = append(config.OnBuild, rest)
 	default:
-		return invalid("%s is not a valid change command", word)
+		return invalid("%s is not a valid change command", strings.ToLower(word))
 	}
 	return nil
 }

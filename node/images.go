@@ -4,8 +4,10 @@ import (
 	"context"
 	"io"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/distribution/reference"
@@ -45,12 +47,14 @@ func (n *Node) ImagePull(ctx context.Context, ref string, platform *ocispec.Plat
 	} else if d, ok := named.(reference.Digested); ok {
 		tag = d.Digest().String()
 	}
-	o := image.PullOptions{Platform: platform, Progress: report(progress)}
+	o := image.PullOptions{Platform: platform}
 	if auth != nil {
 		o.Username, o.Password = auth.Username, auth.Password
 		o.IdentityToken, o.RegistryToken = auth.IdentityToken, auth.RegistryToken
 	}
-	progress(jsonstream.Message{ID: tag, Status: "Pulling from " + reference.Path(named)})
+	// Said once the registry has answered: what fails before that is an ordinary error, as with docker.
+	from := sync.OnceFunc(func() { progress(jsonstream.Message{ID: tag, Status: "Pulling from " + reference.Path(named)}) })
+	o.Progress = func(s image.Status) { from(); report(progress)(s) }
 	img, err := n.options.Images.Pull(ctx, ref, o) // its last two reports are docker's "Digest:" and "Status:"
 	if err != nil {
 		return imageError(err)
@@ -59,12 +63,17 @@ func (n *Node) ImagePull(ctx context.Context, ref string, platform *ocispec.Plat
 	return nil
 }
 
+// imageEvent tells of an image by a name of it, or by its id.
 func (n *Node) imageEvent(action events.Action, name string, img image.Image) {
+	n.imageEventOf(action, name, name, img)
+}
+
+func (n *Node) imageEventOf(action events.Action, id, name string, img image.Image) {
 	attributes := map[string]string{"name": name}
 	for k, v := range img.Config.Config.Labels {
 		attributes[k] = v
 	}
-	n.events.add(events.ImageEventType, action, name, attributes)
+	n.events.add(events.ImageEventType, action, id, attributes)
 }
 
 // ImageImport implements dockerapi.Backend.
@@ -85,6 +94,9 @@ func (n *Node) ImageImport(ctx context.Context, r io.Reader, ref, message string
 		return imageError(err)
 	}
 	progress(jsonstream.Message{Status: img.ID})
+	if ref != "" {
+		n.imageEventOf(events.ActionTag, img.ID, familiar(ref), img)
+	}
 	n.imageEvent(events.ActionImport, img.ID, img)
 	return nil
 }
@@ -114,7 +126,26 @@ func (n *Node) ImageLoad(ctx context.Context, r io.Reader, quiet bool, progress 
 
 // ImageSave implements dockerapi.Backend.
 func (n *Node) ImageSave(ctx context.Context, refs []string, w io.Writer) error {
-	return imageError(n.options.Images.Save(ctx, refs, w))
+	if err := n.options.Images.Save(ctx, refs, w); err != nil {
+		return imageError(err)
+	}
+	told := map[string]bool{}
+	for _, ref := range refs {
+		if img, err := n.options.Images.Get(ref); err == nil && !told[img.ID] {
+			told[img.ID] = true
+			n.imageEvent(events.ActionSave, img.ID, img)
+		}
+	}
+	return nil
+}
+
+// familiar is a reference as docker prints it, with its tag.
+func familiar(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.FamiliarString(reference.TagNameOnly(named))
 }
 
 // ImageList implements dockerapi.Backend.
@@ -328,7 +359,7 @@ func (n *Node) ImageTag(_ context.Context, ref, target string) error {
 		return imageError(err)
 	}
 	if img, err := n.options.Images.Get(ref); err == nil {
-		n.imageEvent(events.ActionTag, img.ID, img)
+		n.imageEventOf(events.ActionTag, img.ID, familiar(target), img)
 	}
 	return nil
 }
@@ -339,13 +370,25 @@ func (n *Node) ImagePrune(_ context.Context, filters dockerapi.Filters) (imagety
 		return imagetypes.PruneReport{}, err
 	}
 	all := filters["dangling"]["false"] || filters["dangling"]["0"]
+	before, err := n.options.Images.List()
+	if err != nil {
+		return imagetypes.PruneReport{}, imageError(err)
+	}
 	deleted, reclaimed, err := n.options.Images.Prune(all)
 	if err != nil {
 		return imagetypes.PruneReport{}, imageError(err)
 	}
 	report := imagetypes.PruneReport{SpaceReclaimed: uint64(reclaimed)}
 	for _, id := range deleted {
+		if i := slices.IndexFunc(before, func(img image.Image) bool { return img.ID == id }); i >= 0 {
+			for _, name := range before[i].RepoTags {
+				report.ImagesDeleted = append(report.ImagesDeleted, imagetypes.DeleteResponse{Untagged: name})
+				n.imageEvent(events.ActionUnTag, id, before[i])
+			}
+			n.imageEvent(events.ActionDelete, id, before[i])
+		}
 		report.ImagesDeleted = append(report.ImagesDeleted, imagetypes.DeleteResponse{Deleted: id})
 	}
+	n.pruned(events.ImageEventType, report.SpaceReclaimed)
 	return report, nil
 }

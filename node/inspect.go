@@ -106,10 +106,7 @@ func (c *ctr) diskBytes() int64 {
 	return fi.Size()
 }
 
-// psTitles are the columns of `ps -ef`, which is what docker's top shows when asked for nothing else.
-var psTitles = [...]string{"UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"}
-
-// ContainerTop implements dockerapi.Backend. The guest's process ids are shown; ps options other than -ef are not done.
+// ContainerTop implements dockerapi.Backend. The guest's process ids are shown.
 func (n *Node) ContainerTop(ctx context.Context, name, psArgs string) (container.TopResponse, error) {
 	c, err := n.find(name)
 	if err != nil {
@@ -122,31 +119,26 @@ func (n *Node) ContainerTop(ctx context.Context, name, psArgs string) (container
 	if c.snapshot().Status == container.StatePaused {
 		return container.TopResponse{}, conflict("container %s is paused, unpause the container before top", c.id)
 	}
-	if psArgs != "" && psArgs != "-ef" {
-		return container.TopResponse{}, unsupported("top with ps options %q is not supported: only -ef is", psArgs)
+	layout, err := psLayout(psArgs)
+	if err != nil {
+		return container.TopResponse{}, err
 	}
 	list, err := r.vm.Processes(ctx, c.id)
 	if err != nil {
 		return container.TopResponse{}, err
 	}
-	out := container.TopResponse{Titles: psTitles[:], Processes: [][]string{}}
+	out := container.TopResponse{Processes: [][]string{}}
+	for _, column := range layout {
+		out.Titles = append(out.Titles, column.title)
+	}
 	for _, p := range list {
-		cpu := time.Duration(p.CPUTime)
-		out.Processes = append(out.Processes, []string{
-			userName(p.UID), strconv.Itoa(p.PID), strconv.Itoa(p.PPID), "0",
-			time.Unix(0, p.Start).Format("15:04"), clean(p.TTY),
-			fmt.Sprintf("%02d:%02d:%02d", int(cpu.Hours()), int(cpu.Minutes())%60, int(cpu.Seconds())%60), clean(p.Command),
-		})
+		var row []string
+		for _, column := range layout {
+			row = append(row, column.value(p))
+		}
+		out.Processes = append(out.Processes, row)
 	}
 	return out, nil
-}
-
-// userName is ps's: the guest's users have no names here but one.
-func userName(uid uint32) string {
-	if uid == 0 {
-		return "root"
-	}
-	return strconv.FormatUint(uint64(uid), 10)
 }
 
 // ContainerPrune implements dockerapi.Backend.
