@@ -24,10 +24,11 @@ TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils
 # Packages whose tests start virtual machines: not under the race detector, and one after the other.
 VM_TESTS    := ./guest ./vm/... ./test/...
 TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/bzImage \
-               CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images
+               CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images \
+               CRADLE_GUEST_DEBIAN=$(OUT)/guest-debian:$(OUT)/guest-debian-release
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build guest kernel images deps test-deps demo test unit-test vm-test bench lint install clean
+.PHONY: help build guest debian-guests kernel images deps test-deps demo test unit-test vm-test bench lint install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -50,6 +51,14 @@ else
 	$(MAKE) --no-print-directory kernel
 	go run ./hack/mkguest -kernel $(OUT)/kernel/bzImage -init bin/cradle-init -o $(OUT)/guest
 endif
+
+# Debian's newest kernel and the one it released with, which on Debian 12 (6.1) takes layers in their plain form only.
+debian-guests: build
+	for kind in '' -release; do \
+	  hack/debian-kernel.sh $${kind:+-$$kind} $(OUT)/debian-kernel$$kind; \
+	  go run ./hack/mkguest -kernel $(OUT)/debian-kernel$$kind/bzImage -modules $(OUT)/debian-kernel$$kind/modules \
+	    -init bin/cradle-init -o $(OUT)/guest-debian$$kind; \
+	done
 
 images: test-deps ## images for tests and benchmarks, in out/images
 	hack/images.sh $(OUT)/images $(IMAGES)
@@ -78,7 +87,7 @@ unit-test: test-deps
 	if [ "$$(go env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null; then race=-race; else race=; fi; \
 	go test $$race -timeout 15m $$(go list ./... | grep -v -e '/cradle/guest$$' -e /cradle/vm -e /cradle/test/)
 
-vm-test: test-deps guest images
+vm-test: test-deps guest debian-guests images
 	$(TEST_ENV) go test -p 1 -timeout 30m $(VM_TESTS)
 
 bench: build guest images ## benchmarks, as ratios
