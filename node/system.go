@@ -47,6 +47,9 @@ func (n *Node) Info(ctx context.Context) (system.Info, error) {
 		DefaultRuntime: "cradle", Isolation: container.IsolationEmpty, LiveRestoreEnabled: true,
 		SecurityOptions: []string{"name=seccomp,profile=builtin", "name=vm,accelerator=" + accel}, Warnings: []string{},
 	}
+	if os.Geteuid() != 0 {
+		info.SecurityOptions = append(info.SecurityOptions, "name=rootless")
+	}
 	for _, c := range n.all() {
 		info.Containers++
 		switch c.snapshot().Status {
