@@ -21,6 +21,10 @@ LDFLAGS    := -s -w -X $(V).Version=$(VERSION) -X $(V).GitCommit=$(COMMIT) -X $(
 RUN_PACKAGES  := qemu-system-x86 e2fsprogs
 TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev
 
+# What cradle is held against. Installing them starts a system's dockerd, so that it is left to whoever runs one: without
+# them test/parity skips.
+PEER_PACKAGES := docker.io containerd runc iptables iproute2
+
 # Packages whose tests start virtual machines: not under the race detector, and one after the other.
 VM_TESTS    := ./guest ./vm/... ./test/...
 TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/bzImage \
@@ -28,7 +32,7 @@ TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/bzImage
                CRADLE_GUEST_DEBIAN=$(OUT)/guest-debian:$(OUT)/guest-debian-release
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build guest debian-guests kernel images deps test-deps demo test unit-test vm-test bench lint install clean
+.PHONY: help build guest debian-guests kernel images deps test-deps demo test unit-test vm-test bench lint man install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -74,7 +78,7 @@ deps: ## packages needed to run containers
 	$(call install_packages,$(RUN_PACKAGES))
 
 test-deps: ## packages needed by the tests
-	$(call install_packages,$(TEST_PACKAGES))
+	$(call install_packages,$(TEST_PACKAGES) $(if $(wildcard /run/systemd/system),,$(PEER_PACKAGES)))
 
 demo: deps ## run a container in a virtual machine of its own
 	@if [ -e out/guest/manifest ]; then $(MAKE) --no-print-directory build; \
@@ -100,8 +104,17 @@ lint: ## formatting, vet, staticcheck, shell scripts
 	go run $(STATICCHECK) ./...
 	@if command -v shellcheck >/dev/null; then git ls-files --cached --others --exclude-standard '*.sh' .ci/run | xargs shellcheck; fi
 
-install: build guest ## programs, guest and units (PREFIX, DESTDIR)
+man: build ## manual pages, in out/man
+	rm -rf $(OUT)/man
+	bin/cradle man $(OUT)/man
+
+install: build guest man ## programs, guest, units, manual and completions (PREFIX, DESTDIR)
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/cradle
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 $(OUT)/man/*
+	install -d $(DESTDIR)$(PREFIX)/share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d}
+	bin/cradle completion bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/cradle
+	bin/cradle completion zsh >$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_cradle
+	bin/cradle completion fish >$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/cradle.fish
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/cradle out/guest/*
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system systemd/system/*
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/user systemd/user/*

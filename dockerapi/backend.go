@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/image"
@@ -44,6 +45,12 @@ type Backend interface {
 // AuthBackend is an optional power of a Backend, found by assertion: it checks credentials for docker login.
 type AuthBackend interface {
 	Auth(ctx context.Context, auth registry.AuthConfig) (registry.AuthResponse, error)
+}
+
+// PushBackend is an optional power of a Backend, found by assertion: it sends an image to a registry; all tags of a ref
+// that has none.
+type PushBackend interface {
+	ImagePush(ctx context.Context, ref reference.Named, auth *registry.AuthConfig, progress Progress) error
 }
 
 // SystemBackend answers about the daemon itself.

@@ -26,7 +26,7 @@ func (s *server) imageRoutes() []route {
 		{"GET", "/images/{name...}", "/get", s.imageSave},
 		{"GET", "/images/{name...}", "/attestations", refused("Listing the attestations of an image")},
 		{"POST", "/images/{name...}", "/tag", s.imageTag},
-		{"POST", "/images/{name...}", "/push", refused("Pushing an image")},
+		{"POST", "/images/{name...}", "/push", s.imagePush},
 		{"DELETE", "/images/{name...}", "", s.imageRemove},
 		{"GET", "/distribution/{name...}", "/json", refused("Inspecting an image in its registry")},
 	}
@@ -80,6 +80,28 @@ func (s *server) imageImport(c *call, src string, platform *ocispec.Platform) er
 	return c.progress(func(p Progress) error {
 		return s.b.ImageImport(c.r.Context(), c.r.Body, target, c.query.Get("message"), c.query["changes"], platform, p)
 	})
+}
+
+func (s *server) imagePush(c *call) error {
+	b, ok := s.b.(PushBackend)
+	if !ok {
+		return unsupported("Pushing an image")
+	}
+	if err := c.refuse("Pushing one platform of an image", "platform"); err != nil {
+		return err
+	}
+	ref, err := joinReference(c.name, c.query.Get("tag"))
+	if err != nil {
+		return err
+	}
+	if _, digested := ref.(reference.Digested); digested {
+		return invalid("cannot push a digest reference")
+	}
+	auth, err := c.auth()
+	if err != nil {
+		return err
+	}
+	return c.progress(func(p Progress) error { return b.ImagePush(c.r.Context(), ref, auth, p) })
 }
 
 // joinReference makes one reference of a name and what the API calls its tag, which may be a digest.

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -81,6 +82,11 @@ type Store interface {
 	Load(ctx context.Context, r io.Reader, progress func(Status)) ([]Image, error)
 	// Save writes the images as one archive that is both docker-archive and OCI layout. ErrNotFound.
 	Save(ctx context.Context, refs []string, w io.Writer) error
+	// Push sends the image that ref names to ref's registry and returns the manifest's digest and size. Layers are sent
+	// as gzip of what they were; what the registry has already is not sent. ErrBadName, ErrNotFound, ErrDenied.
+	Push(ctx context.Context, ref string, o PullOptions) (manifest digest.Digest, size int64, err error)
+	// Login asks the registry at server whether it takes the credentials. ErrBadName, ErrDenied.
+	Login(ctx context.Context, server string, o PullOptions) error
 	// Import makes an image of one layer from a root filesystem's tar (docker import). ref may be empty.
 	Import(ctx context.Context, r io.Reader, ref string, config dockerspec.DockerOCIImage) (Image, error)
 	// Get finds an image by reference, id, or unambiguous id prefix. ErrNotFound, ErrBadName.

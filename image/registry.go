@@ -38,8 +38,14 @@ func defaultTransport() http.RoundTripper {
 	return t
 }
 
-// dial reaches the registry of named.
+// dial reaches the registry of named, to read from it.
 func (s *Local) dial(ctx context.Context, named reference.Named, o PullOptions) (*session, error) {
+	ss, _, err := s.dialFor(ctx, named, o, transport.PullScope)
+	return ss, err
+}
+
+// dialFor is dial for any scope; it returns the repository too, as the registry library has it.
+func (s *Local) dialFor(ctx context.Context, named reference.Named, o PullOptions, scope string) (*session, name.Repository, error) {
 	host := reference.Domain(named)
 	plain := o.PlainHTTP || isLoopback(host)
 	var opts []name.Option
@@ -48,7 +54,7 @@ func (s *Local) dial(ctx context.Context, named reference.Named, o PullOptions) 
 	}
 	reg, err := name.NewRegistry(host, opts...)
 	if err != nil {
-		return nil, faultf(ErrBadName, "invalid registry %s: %w", quote(host), err)
+		return nil, name.Repository{}, faultf(ErrBadName, "invalid registry %s: %w", quote(host), err)
 	}
 	repo := reg.Repo(reference.Path(named))
 	ss := &session{named: named, stall: s.o.Stall}
@@ -60,12 +66,12 @@ func (s *Local) dial(ctx context.Context, named reference.Named, o PullOptions) 
 	}
 	base = transport.NewRetry(base, transport.WithRetryStatusCodes(
 		http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout))
-	tr, err := transport.NewWithContext(ctx, reg, auth, base, []string{repo.Scope(transport.PullScope)})
+	tr, err := transport.NewWithContext(ctx, reg, auth, base, []string{repo.Scope(scope)})
 	if err != nil {
-		return nil, ss.explain(ctx, err)
+		return nil, repo, ss.explain(ctx, err)
 	}
 	ss.client = &http.Client{Transport: tr, CheckRedirect: checkRedirect}
-	return ss, nil
+	return ss, repo, nil
 }
 
 func (ss *session) credentials(ctx context.Context, chain authn.Keychain, repo name.Repository, o PullOptions) authn.Authenticator {

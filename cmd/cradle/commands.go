@@ -21,12 +21,12 @@ func dockerCommands() []dockerCommand {
 		{name: "pause"}, {name: "unpause"}, {name: "rm"}, {name: "ps"}, {name: "logs"}, {name: "exec"},
 		{name: "attach"}, {name: "wait"}, {name: "top"}, {name: "stats"}, {name: "rename"}, {name: "inspect"},
 		{name: "port"},
-		{name: "images"}, {name: "pull"}, {name: "load"}, {name: "save"}, {name: "import"}, {name: "tag"},
+		{name: "images"}, {name: "pull"}, {name: "push"}, {name: "search"}, {name: "load"}, {name: "save"}, {name: "import"}, {name: "tag"},
 		{name: "rmi"}, {name: "history"},
 		{name: "info"}, {name: "version"}, {name: "events"}, {name: "login"}, {name: "logout"},
 		{name: "container", subs: []string{"attach", "create", "exec", "inspect", "kill", "logs", "ls", "pause",
 			"port", "prune", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "wait"}},
-		{name: "image", subs: []string{"history", "import", "inspect", "load", "ls", "prune", "pull", "rm", "save", "tag"}},
+		{name: "image", subs: []string{"history", "import", "inspect", "load", "ls", "prune", "pull", "push", "rm", "save", "tag"}},
 		{name: "system", subs: []string{"df", "events", "info"}},
 	}
 }
