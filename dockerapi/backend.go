@@ -38,6 +38,7 @@ type Progress func(jsonstream.Message)
 type Backend interface {
 	SystemBackend
 	ContainerBackend
+	FileBackend
 	ExecBackend
 	ImageBackend
 }
@@ -126,6 +127,39 @@ type LogsOptions struct {
 	Stdout, Stderr, Follow, Timestamps, Details bool
 	Since, Until                                time.Time
 	Tail                                        int
+}
+
+// FileBackend is the part of containers' files and limits. It works whether the container runs or not.
+type FileBackend interface {
+	// ContainerStatPath: ErrNotFound in docker's words when there is nothing, or no container.
+	ContainerStatPath(ctx context.Context, name, path string) (container.PathStat, error)
+	// ContainerArchive calls begin at most once, when nothing but the reading can go wrong any more, and writes the
+	// archive to what begin returns.
+	ContainerArchive(ctx context.Context, name, path string, begin func(container.PathStat) io.Writer) error
+	// ContainerExtract unpacks an archive, compressed or not, into a directory that is there.
+	ContainerExtract(ctx context.Context, name, path string, o ExtractOptions, r io.Reader) error
+	ContainerChanges(ctx context.Context, name string) ([]container.FilesystemChange, error)
+	ContainerExport(ctx context.Context, name string, w io.Writer) error
+	// ContainerCommit makes an image of the container and returns its id.
+	ContainerCommit(ctx context.Context, name string, o CommitOptions) (id string, err error)
+	ContainerUpdate(ctx context.Context, name string, u container.UpdateConfig) (container.UpdateResponse, error)
+}
+
+// ExtractOptions of ContainerExtract.
+type ExtractOptions struct {
+	// NoOverwriteDirNonDir refuses to put something else in a directory's place, or a directory in something else's.
+	NoOverwriteDirNonDir bool
+	// CopyUIDGID gives what is extracted to the container's user; otherwise it belongs to whom the archive says.
+	CopyUIDGID bool
+}
+
+// CommitOptions of ContainerCommit.
+type CommitOptions struct {
+	Reference       string // familiar form, with a tag; empty: the image gets no name
+	Author, Comment string
+	Changes         []string          // Dockerfile instructions
+	Pause           bool              // the container stands still meanwhile
+	Config          *container.Config // nil: the container's own
 }
 
 // ExecBackend is the execs' part.

@@ -109,7 +109,7 @@ func TestCLIContainers(t *testing.T) {
 	c.run("", 0, "", "", "pause", "box")
 	c.run("", 0, "", "", "unpause", "box")
 	c.run("", 0, "", "", "rename", "box", "crate")
-	c.run("", 1, "", "Updating a container is not supported by cradle yet", "update", "--memory", "1g", "crate")
+	c.run("", 0, "crate", "", "update", "--memory", "1g", "crate")
 	c.run("", 1, "", "is running", "rm", "crate")
 	c.run("", 0, "", "", "kill", "-s", "USR1", "crate")
 	c.run("", 0, "42", "", "wait", "crate")

@@ -130,10 +130,27 @@ func TestAnswers(t *testing.T) {
 		{"DELETE", "/images/alpine?platforms=x", "", "", 501, "Removing one platform of an image"},
 		{"POST", `/volumes/prune?filters={"odd":["a"]}`, "", "", 400, "invalid filter 'odd'"},
 
+		// Files.
+		{"HEAD", "/containers/x/archive", "", "", 400, "path: value cannot be empty"},
+		{"GET", "/containers/x/archive", "", "", 400, "path: value cannot be empty"},
+		{"PUT", "/containers/x/archive", "", "", 400, "path: value cannot be empty"},
+		{"GET", "/containers/x/archive?path=/a", "", "", 404, "No such container: x"},
+		{"HEAD", "/containers/x/archive?path=/a", "", "", 404, "No such container: x"},
+		{"PUT", "/containers/x/archive?path=/a", "", "tar", 404, "No such container: x"},
+		{"GET", "/containers/x/changes", "", "", 404, "No such container: x"},
+		{"GET", "/containers/x/export", "", "", 404, "No such container: x"},
+		{"POST", "/commit", "", "", 400, "container: value cannot be empty"},
+		{"POST", "/commit?container=x", "", "", 404, "No such container: x"},
+		{"POST", "/commit?container=x&repo=UP", "", "", 400, "invalid reference format"},
+		{"POST", "/commit?container=x&repo=a&tag=sha256:" + strings.Repeat("0", 64), "", "", 400, "refusing to create a tag with a digest reference"},
+		{"POST", "/commit?container=x", js, "{", 400, "invalid JSON"},
+		{"POST", "/containers/x/update", js, "{}", 404, "No such container: x"},
+		{"POST", "/containers/x/update", "text/plain", "{}", 400, "unsupported Content-Type"},
+		{"POST", "/containers/x/update", js, `{"KernelMemory":5}`, 501, "Updating the field KernelMemory of a container"},
+
 		// What cradle does not have.
 		{"POST", "/build", "", "", 501, "Building an image is not supported by cradle yet"},
 		{"POST", "/session", "", "", 501, "not supported"},
-		{"PUT", "/containers/x/archive", "", "", 501, "Copying to a container is not supported by cradle yet"},
 		{"GET", "/distribution/a/b/json", "", "", 501, "not supported"},
 		{"POST", "/auth", js, "{}", 501, "Logging in through the daemon is not supported"},
 		{"GET", "/swarm", "", "", 503, "This node is not a swarm manager. Use"},
@@ -182,7 +199,7 @@ func TestPing(t *testing.T) {
 
 func TestAllowHeader(t *testing.T) {
 	w := do(New(newFake(), Options{}), "PUT", "/containers/x/archive/", "", "")
-	if w.Code != 501 {
+	if w.Code != 400 {
 		t.Errorf("PUT of an archive: %d", w.Code)
 	}
 	w = do(New(newFake(), Options{}), "POST", "/containers/x/archive", "", "")

@@ -29,6 +29,9 @@ type container struct {
 	later  []launch.Mount // for the first process to make
 	disks  map[string]string
 
+	working sync.WaitGroup // calls that work on the container's files; c.work adds to it
+	cutWork chan struct{}  // closed to end them
+
 	mu     sync.Mutex
 	state  state
 	init   *process
@@ -41,7 +44,7 @@ func (a *Agent) create(r *api.CreateRequest) (err error) {
 	if err := checkCreate(r); err != nil {
 		return err
 	}
-	c := &container{agent: a, req: r, execs: map[string]*process{}}
+	c := &container{agent: a, req: r, execs: map[string]*process{}, cutWork: make(chan struct{})}
 	if err := a.add(r.ID, c); err != nil {
 		return err
 	}
@@ -227,9 +230,10 @@ func (c *container) delete() error {
 	before := c.state
 	c.state = deleting
 	c.mu.Unlock()
+	c.endWork()
 	if err := c.release(); err != nil {
 		c.mu.Lock()
-		c.state = before
+		c.state, c.cutWork = before, make(chan struct{})
 		c.mu.Unlock()
 		return err
 	}

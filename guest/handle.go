@@ -18,8 +18,12 @@ func (a *Agent) Handle(c *wire.Call) {
 			c.Fail(api.Errorf(api.CodeInternal, "agent panic: %v", p))
 		}
 	}()
-	if c.Method == api.MethodStdin || c.Method == api.MethodOutput {
+	switch c.Method {
+	case api.MethodStdin, api.MethodOutput:
 		a.stream(c)
+		return
+	case api.MethodArchive, api.MethodExport, api.MethodLayer, api.MethodChanges, api.MethodExtract:
+		a.streamFiles(c)
 		return
 	}
 	result, err := a.answer(c)
@@ -72,6 +76,24 @@ func (a *Agent) answer(c *wire.Call) (any, error) {
 			return nil, err
 		}
 		return nil, p.resize(r.Width, r.Height)
+	case api.MethodStatPath:
+		var r api.PathRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return a.statPath(&r)
+	case api.MethodFreeze:
+		var r api.FreezeRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return nil, a.freeze(&r)
+	case api.MethodUpdate:
+		var r api.UpdateRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return nil, a.update(&r)
 	case api.MethodShutdown:
 		a.shutdown()
 		return nil, nil

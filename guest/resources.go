@@ -206,3 +206,13 @@ func (c *cgroup) limitRest(r *specs.LinuxResources) error {
 	}
 	return nil
 }
+
+// relimit writes the limits of a running container that a spec names; those it leaves out stay.
+func (c *cgroup) relimit(r *specs.LinuxResources) error {
+	for _, set := range []func(*specs.LinuxResources) error{c.limitMemory, c.limitCPU, c.limitIO, c.limitRest} {
+		if err := set(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}

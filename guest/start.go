@@ -189,7 +189,7 @@ func makeCwd(dir string) error {
 	if dir == "" || dir == "/" {
 		return nil
 	}
-	if _, err := makeTarget(dir, true); err != nil {
+	if _, err := makePath(dir, true, makeOne); err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
 	return nil

@@ -5,13 +5,19 @@ import (
 	"strings"
 
 	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/guest/files"
 	"golang.org/x/sys/unix"
 )
 
 // makeTarget returns p with its symbolic links resolved from the calling thread's root, and makes what is missing on
 // the way: directories, and at the end a directory or an empty file. Images have dangling links where the runtime is
 // to mount, such as /etc/resolv.conf → ../run/systemd/resolve/stub-resolv.conf.
-func makeTarget(p string, dir bool) (string, error) {
+//
+// What is made is marked as such: it is none of the container's changes.
+func makeTarget(p string, dir bool) (string, error) { return makePath(p, dir, makeMarked) }
+
+// makePath is makeTarget with its own way to make something.
+func makePath(p string, dir bool, makeOne func(p string, dir bool) error) (string, error) {
 	todo := strings.Split(path.Clean("/"+p), "/")
 	done := "/"
 	for links := 0; len(todo) > 0; {
@@ -55,6 +61,21 @@ func makeTarget(p string, dir bool) (string, error) {
 		todo = append(strings.Split(to, "/"), todo...)
 	}
 	return done, nil
+}
+
+// makeMarked makes a mount point so that neither it nor the time of the directory it is in looks like the container's
+// doing.
+func makeMarked(p string, dir bool) error {
+	var up unix.Stat_t
+	if err := unix.Stat(path.Dir(p), &up); err != nil {
+		return err
+	}
+	if err := makeOne(p, dir); err != nil {
+		return err
+	}
+	files.Mark(p)
+	times := []unix.Timespec{up.Atim, up.Mtim}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, path.Dir(p), times, 0)
 }
 
 func makeOne(p string, dir bool) error {

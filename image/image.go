@@ -89,6 +89,10 @@ type Store interface {
 	Login(ctx context.Context, server string, o PullOptions) error
 	// Import makes an image of one layer from a root filesystem's tar (docker import). ref may be empty.
 	Import(ctx context.Context, r io.Reader, ref string, config dockerspec.DockerOCIImage) (Image, error)
+	// Commit makes an image of parent's layers and one more, from its tar (docker commit). config is the new image's
+	// without its layers; its history is the one step that is added. ref may be empty. ErrNotFound, ErrInvalid,
+	// ErrBadName.
+	Commit(ctx context.Context, parent Image, layer io.Reader, ref string, config dockerspec.DockerOCIImage) (Image, error)
 	// Get finds an image by reference, id, or unambiguous id prefix. ErrNotFound, ErrBadName.
 	Get(ref string) (Image, error)
 	// Plain returns img with layers that kernels before 6.4 mount too, which cannot mount what Get's paths lead to:

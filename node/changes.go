@@ -2,13 +2,15 @@ package node
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 )
 
-// applyChanges applies `docker import --change`'s Dockerfile instructions to an image's config.
+// applyChanges applies the Dockerfile instructions of docker import's and commit's --change to an image's config.
 func applyChanges(config *dockerspec.DockerOCIImageConfig, changes []string) error {
+	entrypoint, cmd := false, false
 	for _, change := range changes {
 		word, rest, _ := strings.Cut(strings.TrimSpace(change), " ")
 		rest = strings.TrimSpace(rest)
@@ -18,9 +20,14 @@ func applyChanges(config *dockerspec.DockerOCIImageConfig, changes []string) err
 		if rest == "" {
 			return invalid("%s needs an argument in --change %q", word, change)
 		}
-		if err := applyChange(config, strings.ToUpper(word), rest); err != nil {
+		word = strings.ToUpper(word)
+		if err := applyChange(config, word, rest); err != nil {
 			return err
 		}
+		entrypoint, cmd = entrypoint || word == "ENTRYPOINT", cmd || word == "CMD"
+	}
+	if entrypoint && !cmd {
+		config.Cmd = nil // it was the arguments of another program
 	}
 	return nil
 }
@@ -45,6 +52,7 @@ func applyChange(config *dockerspec.DockerOCIImageConfig, word, rest string) err
 		config.Entrypoint = commandOf(rest)
 	case "ENV":
 		for _, pair := range pairs(rest) {
+			config.Env = slices.DeleteFunc(config.Env, func(e string) bool { return strings.HasPrefix(e, pair[0]+"=") })
 			config.Env = append(config.Env, pair[0]+"="+pair[1])
 		}
 	case "LABEL":

@@ -39,6 +39,9 @@ type ctr struct {
 	attached map[*attachment]struct{}
 	health   *container.Health
 	gone     chan struct{} // closed when the container has been removed
+
+	desk  *desk // guarded by op
+	still stillness
 }
 
 // waiter is one wait call.

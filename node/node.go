@@ -106,6 +106,7 @@ func (n *Node) Close() error {
 	n.mu.Unlock()
 	n.stop()
 	n.running.Wait()
+	n.closeDesks()
 	for _, c := range n.all() {
 		c.closeLog()
 		c.mu.Lock()

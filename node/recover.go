@@ -115,6 +115,13 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 	}
 	c.mu.Unlock()
 	n.running.Add(1)
+	if rec.Status == container.StateRunning { // a commit may have been cut short, and left it standing still
+		n.running.Add(1)
+		go func() {
+			defer n.running.Done()
+			c.thaw(machine)
+		}()
+	}
 	if up(rec.Status) {
 		n.options.Log.Info("found running container again", "container", c.id)
 		go c.follow(r)

@@ -63,6 +63,7 @@ func (c *ctr) start(ctx context.Context, restarts int) error {
 	if run != nil { // the last run's VM is still being taken down
 		<-run.torn
 	}
+	c.closeDesk()
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	ctx, abort := context.WithCancelCause(ctx)

@@ -260,11 +260,8 @@ func (n *Node) ContainerPause(ctx context.Context, name string) error {
 	if c.snapshot().Status == container.StatePaused {
 		return conflict("container %s is already paused", c.id)
 	}
-	if err := r.vm.Pause(ctx); err != nil {
+	if err := c.pauseRun(ctx, r); err != nil {
 		return fmt.Errorf("pause container %s: %w", c.id, err)
-	}
-	if err := c.changeIfUp(container.StatePaused); err != nil {
-		return err
 	}
 	c.emit(events.ActionPause, nil)
 	return nil
@@ -289,11 +286,8 @@ func (n *Node) ContainerUnpause(ctx context.Context, name string) error {
 }
 
 func (c *ctr) unpause(ctx context.Context, r *run) error {
-	if err := r.vm.Resume(ctx); err != nil {
+	if err := c.resumeRun(ctx, r); err != nil {
 		return fmt.Errorf("unpause container %s: %w", c.id, err)
-	}
-	if err := c.changeIfUp(container.StateRunning); err != nil {
-		return err
 	}
 	c.emit(events.ActionUnPause, nil)
 	return nil
@@ -397,6 +391,7 @@ func (c *ctr) remove() error {
 			n.options.Log.Warn("record removal", "container", c.id, "err", err) // a full disk must not keep it
 		}
 	}
+	c.closeDesk()
 	c.closeLog()
 	if err := c.removeFiles(); err != nil {
 		return err

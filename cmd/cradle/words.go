@@ -51,6 +51,7 @@ func renameTree(cmd *cobra.Command) {
 		"docker ", "cradle ",
 	)
 	cmd.Short, cmd.Long, cmd.Example = words.Replace(cmd.Short), words.Replace(cmd.Long), words.Replace(cmd.Example)
+	cmd.Use = words.Replace(cmd.Use) // cp has two lines of it
 	if aliases := cmd.Annotations["aliases"]; aliases != "" {
 		cmd.Annotations["aliases"] = words.Replace(aliases)
 	}

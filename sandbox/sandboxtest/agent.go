@@ -54,7 +54,7 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 	switch call.Method {
 	case api.MethodPing:
 		return api.PingResult{Protocol: api.ProtocolVersion}, nil, nil
-	case api.MethodConfigure, api.MethodShutdown, api.MethodResize:
+	case api.MethodConfigure, api.MethodShutdown, api.MethodResize, api.MethodFreeze, api.MethodUpdate:
 		return nil, nil, nil
 	case api.MethodCreate:
 		var r api.CreateRequest
