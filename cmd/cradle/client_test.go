@@ -138,7 +138,7 @@ func TestSmallThings(t *testing.T) {
 		{"", 0, "", "Usage:  cradle [OPTIONS] COMMAND"},
 		{"--help", 0, "Usage:  cradle [OPTIONS] COMMAND", ""},
 		{"help run", 0, "Usage:  cradle run [OPTIONS] IMAGE", ""},
-		{"search a", 1, "", "cradle: unknown command: cradle search\n\nRun 'cradle --help'"},
+		{"swarm init", 1, "", "cradle: unknown command: cradle swarm\n\nRun 'cradle --help'"},
 		{"--nonsense ps", 125, "", "unknown flag: --nonsense"},
 		{"ps --nonsense", 125, "", "Run 'cradle ps --help' for more information"},
 		{"system dance", 1, "", "cradle: unknown command: cradle system dance"},

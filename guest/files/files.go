@@ -7,6 +7,7 @@
 package files
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -140,9 +141,13 @@ func follow(root int, p string) (string, error) {
 	return done, nil
 }
 
-// eachName calls do with the names in a directory, sorted unless there are very many of them.
+// eachName calls do with the names in a directory, sorted unless there are very many of them. A directory that has been
+// removed has none.
 func eachName(fd int, do func(name string) error) error {
 	again, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -156,7 +161,7 @@ func eachName(fd int, do func(name string) error) error {
 				return err
 			}
 		}
-		if err == io.EOF {
+		if err == io.EOF || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
 		if err != nil {
