@@ -22,41 +22,41 @@ func inBubble(t *testing.T, test func(t *testing.T, h *house)) {
 func TestLife(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		ctx := context.Background()
-		h.create("a", "sleep")
-		h.wantState("a", container.StateCreated, 0)
-		wantNotModified(t, h.ContainerStop(ctx, "a", "", nil))
-		wantConflict(t, h.ContainerKill(ctx, "a", ""))
-		_, err := h.tryCreate("a", "sleep")
+		h.create("one", "sleep")
+		h.wantState("one", container.StateCreated, 0)
+		wantNotModified(t, h.ContainerStop(ctx, "one", "", nil))
+		wantConflict(t, h.ContainerKill(ctx, "one", ""))
+		_, err := h.tryCreate("one", "sleep")
 		wantConflict(t, err)
 
-		h.start("a")
-		h.wantState("a", container.StateRunning, 0)
-		wantNotModified(t, h.ContainerStart(ctx, "a"))
-		wantConflict(t, h.ContainerRemove(ctx, "a", false, false))
-		if err := h.ContainerStop(ctx, "a", "", nil); err != nil {
+		h.start("one")
+		h.wantState("one", container.StateRunning, 0)
+		wantNotModified(t, h.ContainerStart(ctx, "one"))
+		wantConflict(t, h.ContainerRemove(ctx, "one", false, false))
+		if err := h.ContainerStop(ctx, "one", "", nil); err != nil {
 			t.Fatal(err)
 		}
-		h.wantState("a", container.StateExited, 143)
+		h.wantState("one", container.StateExited, 143)
 		m := h.driver.Started()
 
-		h.start("a")
+		h.start("one")
 		if h.driver.Started() != m+1 {
 			t.Error("a start has no machine of its own")
 		}
-		if err := h.ContainerRestart(ctx, "a", "INT", nil); err != nil {
+		if err := h.ContainerRestart(ctx, "one", "INT", nil); err != nil {
 			t.Fatal(err)
 		}
-		h.wantState("a", container.StateRunning, 0)
-		if err := h.ContainerKill(ctx, "a", ""); err != nil {
+		h.wantState("one", container.StateRunning, 0)
+		if err := h.ContainerKill(ctx, "one", ""); err != nil {
 			t.Fatal(err)
 		}
-		h.wantState("a", container.StateExited, 137)
+		h.wantState("one", container.StateExited, 137)
 
-		if err := h.ContainerRename(ctx, "a", "b"); err != nil {
+		if err := h.ContainerRename(ctx, "one", "two"); err != nil {
 			t.Fatal(err)
 		}
-		wantNotFound(t, h.ContainerStart(ctx, "a"))
-		if err := h.ContainerRemove(ctx, "b", false, false); err != nil {
+		wantNotFound(t, h.ContainerStart(ctx, "one"))
+		if err := h.ContainerRemove(ctx, "two", false, false); err != nil {
 			t.Fatal(err)
 		}
 		h.empty()

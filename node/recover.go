@@ -88,6 +88,10 @@ func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 func (n *Node) attach(ctx context.Context, rec record) (*sandbox.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, attachLimit)
 	defer cancel()
+	// The directory comes before the VM and goes after it, and neither is the same moment as the record's.
+	if _, err := os.Stat(rec.Sandbox.VM.Dir); errors.Is(err, os.ErrNotExist) {
+		return nil, vm.ErrExited
+	}
 	machine, err := sandbox.Attach(ctx, n.options.Driver, *rec.Sandbox)
 	if err != nil {
 		return nil, err

@@ -72,7 +72,7 @@ func retryPause(ctx context.Context) bool { return sleep(ctx, 100*time.Milliseco
 // broken sessions. What take has returned from is acknowledged. Where the agent has forgotten what lies at the offset,
 // it goes on with what is there.
 func (r *run) output(ctx context.Context, p api.ProcessRef, offset uint64, take func(o *sandbox.Output, stream byte, payload, framed []byte)) error {
-	open := r.vm.Output
+	open, left := r.vm.Output, false
 	for {
 		out, err := open(ctx, p, offset)
 		if err == nil {
@@ -91,10 +91,11 @@ func (r *run) output(ctx context.Context, p api.ProcessRef, offset uint64, take 
 		case errors.Is(err, sandbox.ErrGone):
 			return err
 		case errors.As(err, &answered):
-			if answered.Code != api.CodeFailedPrecondition {
+			if answered.Code != api.CodeFailedPrecondition || left {
 				return err
 			}
-			open = r.vm.OutputLeft
+			open, left = r.vm.OutputLeft, true
+			continue
 		}
 		select {
 		case <-r.vm.Done():
@@ -110,6 +111,11 @@ func (r *run) output(ctx context.Context, p api.ProcessRef, offset uint64, take 
 // carry hands over records until the stream ends: io.EOF when the output has.
 func carry(out *sandbox.Output, take func(o *sandbox.Output, stream byte, payload, framed []byte)) error {
 	acknowledged := out.Offset()
+	if acknowledged > 0 { // what came before is safe; the one who took it may not have said so
+		if err := out.Acknowledge(); err != nil {
+			return err
+		}
+	}
 	for {
 		stream, payload, framed, err := out.Next()
 		if err != nil {

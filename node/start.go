@@ -73,6 +73,9 @@ func (c *ctr) start(ctx context.Context, restarts int) error {
 	c.abort = abort
 	c.mu.Unlock()
 	err := c.launch(ctx, restarts)
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		err = context.Cause(ctx)
+	}
 	c.mu.Lock()
 	c.abort = nil
 	c.mu.Unlock()

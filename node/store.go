@@ -11,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/sandbox"
@@ -69,12 +70,21 @@ type store struct{ db *bolt.DB }
 func openStore(path string) (_ *store, err error) {
 	// bbolt reads through a mapping: of a file that was cut short it takes a fault, not an error.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	var file *os.File
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("open state %s: it is damaged: %v", path, p)
+			if file != nil { // the mapping that is left keeps the file's lock alive
+				unix.Flock(int(file.Fd()), unix.LOCK_UN)
+				file.Close()
+			}
 		}
 	}()
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
+	open := func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
+		file, err = os.OpenFile(name, flag, mode)
+		return file, err
+	}
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, OpenFile: open})
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("open state %s: another daemon has it open", path)
 	}
@@ -90,8 +100,8 @@ func openStore(path string) (_ *store, err error) {
 	return &store{db}, nil
 }
 
-// checkStore looks at the whole store: it is small, and a page that is not what it should be would make all that is
-// written later worthless.
+// checkStore reads the whole store once: it is small, and what cannot be read is better known before the first change.
+// (bbolt's own check runs in a goroutine of its own, whose panics nobody could catch.)
 func checkStore(tx *bolt.Tx) error {
 	fi, err := os.Stat(tx.DB().Path())
 	if err != nil {
@@ -100,10 +110,9 @@ func checkStore(tx *bolt.Tx) error {
 	if fi.Size() < tx.Size() {
 		return fmt.Errorf("it is damaged: %d bytes of %d are there", fi.Size(), tx.Size())
 	}
-	for err := range tx.Check() {
-		return fmt.Errorf("it is damaged: %w", err)
-	}
-	return nil
+	return tx.ForEach(func(_ []byte, b *bolt.Bucket) error {
+		return b.ForEach(func([]byte, []byte) error { return nil })
+	})
 }
 
 // initStore makes the buckets of a new store, and refuses one that is too new.

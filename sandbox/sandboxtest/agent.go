@@ -265,3 +265,12 @@ func (p *Process) serveStdin(call *wire.Call) {
 		}
 	}
 }
+
+// Process is the first process of a container, nil when there is none.
+func (m *Machine) Process(id string) *Process {
+	p, err := m.process(api.ProcessRef{ID: id})
+	if err != nil {
+		return nil
+	}
+	return p
+}

@@ -184,3 +184,10 @@ func Basic() map[string]func(*Process) int {
 		},
 	}
 }
+
+// Unacknowledged is how many bytes of the journal the host has not let go.
+func (p *Process) Unacknowledged() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.out) - int(p.acked)
+}

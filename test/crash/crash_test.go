@@ -50,7 +50,7 @@ func TestKilledDaemons(t *testing.T) {
 	var stop atomic.Bool
 	var workers sync.WaitGroup
 	tally := &tally{counts: map[string]int{}}
-	for w := range 3 {
+	for w := range 2 {
 		workers.Go(func() {
 			g := guests{house: h, rand: rand.New(rand.NewPCG(seed, uint64(w)+1)), worker: w, steady: steady, tally: tally}
 			for !stop.Load() {
