@@ -124,7 +124,6 @@ func fileRows() []row {
 		{line: "diff files", mask: sorted},
 		{line: "diff missing"},
 		{line: "cp files:/etc/kept {dir}/kept"},
-		{line: "cp files:/etc/kept -", tty: true},
 		{line: "cp {dir}/hello.txt files:/dir/"},
 		{line: "cp {dir}/hello.txt files:/missing/"},
 		{line: "cp files:/missing {dir}/x"},
