@@ -91,7 +91,14 @@ func readableBy(f *os.File, uid, gid uint32) (*os.File, error) {
 
 // duplicate returns another descriptor of the same open file.
 func duplicate(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if e := conn.Control(func(from uintptr) { fd, err = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0) }); e != nil {
+		return nil, e // it has been closed
+	}
 	if err != nil {
 		return nil, err
 	}
