@@ -225,9 +225,15 @@ func (p *Pool) Take(ctx context.Context, size Class) *Ready {
 		return nil
 	}
 	r, err := p.restore(ctx, t)
-	if err != nil {
+	switch {
+	case err == nil:
+		p.mu.Lock()
+		c.failures = 0
+		p.mu.Unlock()
+	case ctx.Err() != nil: // says more about the machine's load than about the template
+		p.o.Log.Warn("restore on the spot", "err", err)
+	default:
 		p.discard(c, t, err)
-		return nil
 	}
 	return r
 }
