@@ -17,12 +17,18 @@ import (
 
 // bringUp makes the container's VM: one of the pool's where that has one, else a freshly booted one. config describes
 // it but for who it is. What undoes it is pushed.
-func (c *ctr) bringUp(ctx context.Context, config sandbox.Config, guest guestos.Guest, undo *undoStack) (*sandbox.Sandbox, error) {
+func (c *ctr) bringUp(ctx context.Context, config sandbox.Config, guest guestos.Guest, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
 	n := c.node
 	if n.pool != nil && guest.Digest == n.options.Guest.Digest {
 		if r := n.pool.Take(ctx, pool.Class{CPUs: config.VM.CPUs, Memory: config.VM.Memory}); r != nil {
+			if r.Warm {
+				steps.done("take")
+			} else {
+				steps.done("restore")
+			}
 			err := c.adopt(ctx, r, config, undo)
 			if err == nil {
+				steps.done("plug")
 				return r.Sandbox, nil
 			}
 			n.options.Log.Warn("a virtual machine of the pool failed; booting one", "container", c.id, "err", err)
@@ -32,6 +38,7 @@ func (c *ctr) bringUp(ctx context.Context, config sandbox.Config, guest guestos.
 	if err != nil {
 		return nil, fmt.Errorf("guest %s: %w", guest.Release, err)
 	}
+	steps.done("boot")
 	return machine, nil
 }
 

@@ -120,6 +120,7 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	if n.pool != nil {
 		defer n.pool.Begin()()
 	}
+	steps := newPhases()
 	var undo undoStack
 	defer func() {
 		if err != nil {
@@ -139,26 +140,31 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 			return fmt.Errorf("begin log of container %s: %w", c.id, err)
 		}
 	}
+	steps.done("request")
 	config, guest, err := c.prepare(ctx, rec, &request)
 	if err != nil {
 		return err
 	}
-	machine, err := c.bringUp(ctx, config, guest, &undo)
+	steps.done("disks")
+	machine, err := c.bringUp(ctx, config, guest, steps, &undo)
 	if err != nil {
 		return err
 	}
 	if err := machine.Create(ctx, request); err != nil {
 		return startError(rec, err)
 	}
+	steps.done("create")
 	if err := machine.StartContainer(ctx, c.id); err != nil {
 		return startError(rec, err)
 	}
-	return c.started(machine, restarts, &undo)
+	steps.done("exec")
+	return c.started(machine, restarts, steps, &undo)
 }
 
 // started records a running container and begins to follow it.
-func (c *ctr) started(machine *sandbox.Sandbox, restarts int, undo *undoStack) error {
+func (c *ctr) started(machine *sandbox.Sandbox, restarts int, steps *phases, undo *undoStack) error {
 	r := newRun(machine)
+	r.phases = steps
 	c.mu.Lock()
 	before := c.rec
 	c.mu.Unlock()
@@ -179,6 +185,8 @@ func (c *ctr) started(machine *sandbox.Sandbox, restarts int, undo *undoStack) e
 		return err
 	}
 	undo.forget()
+	steps.done("record")
+	steps.log(c.node.options.Log.With("container", c.id), "started")
 	c.node.running.Add(1)
 	go c.follow(r)
 	c.emit(events.ActionStart, nil)
