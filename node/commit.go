@@ -100,7 +100,6 @@ func imageConfig(c *container.Config) dockerspec.DockerOCIImageConfig {
 		ImageConfig: ocispec.ImageConfig{
 			User: c.User, Env: slices.Clone(c.Env), Entrypoint: slices.Clone(c.Entrypoint), Cmd: slices.Clone(c.Cmd),
 			WorkingDir: c.WorkingDir, Labels: maps.Clone(c.Labels), StopSignal: c.StopSignal, Volumes: maps.Clone(c.Volumes),
-			ArgsEscaped: c.ArgsEscaped, //nolint:staticcheck // deprecated, and part of what images have
 		},
 		DockerOCIImageConfigExt: dockerspec.DockerOCIImageConfigExt{
 			Healthcheck: c.Healthcheck, OnBuild: slices.Clone(c.OnBuild), Shell: slices.Clone(c.Shell),

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
@@ -71,5 +70,5 @@ func (c *ctr) updateRun(ctx context.Context, r *run, rec record, updated runspec
 
 // cannotUpdate is docker's frame around what keeps a container from being updated.
 func cannotUpdate(c *ctr, err error) error {
-	return fmt.Errorf("Cannot update container %s: %w", c.id, err) //nolint:staticcheck // docker's words
+	return &classed{"Cannot update container " + c.id + ": " + err.Error(), err}
 }
