@@ -45,9 +45,7 @@ import (
 
 // Numbers of the pool.
 const (
-	// DefaultSize is how many sandboxes of a size in demand are kept ready, DefaultMemory (bytes) what the memory of
-	// all ready ones together may be.
-	DefaultSize   = 2
+	// DefaultMemory (bytes) is what the memory of all ready ones together may be.
 	DefaultMemory = 4 << 30
 
 	// idleAfter is how long after the last Take a size is still in demand.

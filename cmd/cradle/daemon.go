@@ -16,8 +16,6 @@ import (
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/version"
 	"github.com/spf13/cobra"
-
-	"github.com/cradlevm/cradle/pool"
 )
 
 // daemonConfig is all the daemon is told from outside.
@@ -69,7 +67,7 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 	flags.StringVar(&f.root, "root", "", "Directory of images and state (overrides CRADLE_ROOT)")
 	flags.StringVar(&f.run, "run", "", "Directory of sockets and runtime files (overrides CRADLE_RUN)")
 	flags.StringVar(&f.guest, "guest", "", "Directory of the guest's kernel and initrd (overrides CRADLE_GUEST)")
-	flags.StringVar(&f.pool, "pool", "", `Virtual machines of each size to keep ready (overrides CRADLE_POOL; default 2); "restore": none, but start from templates; "off"`)
+	flags.StringVar(&f.pool, "pool", "", `Virtual machines of each size to keep ready (overrides CRADLE_POOL); "restore": none, but start from templates; "off" (default): every container boots its machine`)
 	flags.DurationVar(&f.idleTimeout, "idle-timeout", 0, "End after so long without connections and containers (0: never)")
 	flags.StringVar(&f.logLevel, "log-level", "info", `Least level to log ("debug", "info", "warn", "error")`)
 	flags.StringVar(&f.logFormat, "log-format", "text", `Format of the log ("text", "json")`)
@@ -127,9 +125,7 @@ func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, e
 // poolSize reads --pool and CRADLE_POOL.
 func poolSize(s string) (on bool, size int, err error) {
 	switch s {
-	case "":
-		return true, pool.DefaultSize, nil
-	case "off", "0":
+	case "", "off", "0":
 		return false, 0, nil
 	case "restore":
 		return true, 0, nil
