@@ -13,9 +13,11 @@ import (
 // be left at the end.
 func inBubble(t *testing.T, test func(t *testing.T, h *house)) {
 	t.Helper()
-	// yamux pools its timers; one from another bubble may not be used in this. Two collections empty a pool.
-	runtime.GC()
-	runtime.GC()
+	// yamux pools its timers, and one from a bubble may not be used outside, nor the other way. Two collections empty a
+	// pool.
+	emptyPools := func() { runtime.GC(); runtime.GC() }
+	emptyPools()
+	defer emptyPools()
 	synctest.Test(t, func(t *testing.T) { test(t, newHouse(t)) })
 }
 

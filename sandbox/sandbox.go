@@ -229,13 +229,27 @@ func (s *Sandbox) call(ctx context.Context, method string, params, result any) e
 	return s.classify(client.Call(ctx, method, params, result))
 }
 
+// goneGrace is how long a session that breaks may be ahead of the news that its VM has ended.
+const goneGrace = 200 * time.Millisecond
+
 // classify turns the failure of a call on a VM that has ended into ErrGone.
 func (s *Sandbox) classify(err error) error {
 	var answered *api.Error
 	if err == nil || errors.As(err, &answered) {
 		return err
 	}
+	grace := time.Duration(0)
+	if errors.Is(err, wire.ErrSession) {
+		grace = goneGrace
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
 	select {
+	case <-s.vm.Done():
+		return ErrGone
+	case <-t.C:
+	}
+	select { // both may have come at once
 	case <-s.vm.Done():
 		return ErrGone
 	default:

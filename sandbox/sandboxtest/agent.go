@@ -280,3 +280,18 @@ func (m *Machine) Process(id string) *Process {
 	}
 	return p
 }
+
+// Processes is how many processes of a container have not ended.
+func (m *Machine) Processes(id string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := 0
+	if c := m.containers[id]; c != nil {
+		for _, p := range c.processes {
+			if !p.hasExited() {
+				n++
+			}
+		}
+	}
+	return n
+}

@@ -23,12 +23,11 @@ const commandLimit = 4 * time.Minute
 
 // house is an installation of its own, whose daemon the command line starts on demand.
 type house struct {
-	t    *testing.T
-	dir  string
-	bin  string
-	env  []string
-	gen  atomic.Int64 // odd while a daemon is being killed
-	kill int
+	t   *testing.T
+	dir string
+	bin string
+	env []string
+	gen atomic.Int64 // odd while a daemon is being killed
 }
 
 func newHouse(t *testing.T) *house {

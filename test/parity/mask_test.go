@@ -30,7 +30,7 @@ func everywhere() []pattern {
 		{regexp.MustCompile(`(?i)\b(about (a|an)|less than a|\d+) (second|minute|hour|day|week|month|year)s?\b`), "<duration>"},
 		{regexp.MustCompile(`\b\d+(\.\d+)?([kKMGT]i?)?B\b`), "<size>"},
 		{regexp.MustCompile(`failed to create shim task: OCI runtime create failed: runc create failed: |failed to create task for container: `), "<runtime>: "},
-		{regexp.MustCompile(`(?m): unknown(\r?)$`), "$1"},
+		{regexp.MustCompile(`(?m): unknown(\.?\r?)$`), "$1"},
 		{regexp.MustCompile(`(^|[^:0-9a-f])([0-9a-f]{64}|[0-9a-f]{12})\b`), "$1<id>"},
 	}
 }

@@ -115,6 +115,8 @@ func (l *launch) processor() []string {
 // is not a power-off.
 func (l *launch) kernelWords() []string {
 	words := []string{"console=ttyS0", "reboot=t", "panic=-1", "quiet"}
+	// A kernel with dummy interfaces built in makes one at boot, which nobody asked for.
+	words = append(words, "dummy.numdummies=0")
 	if l.accel == vm.AccelTCG {
 		// Without the frequency, calibration fails on a busy machine and the boot with it.
 		if l.tscKHz > 0 {

@@ -1,0 +1,170 @@
+package sandbox_test
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/sandbox/sandboxtest"
+	"github.com/cradlevm/cradle/vm"
+)
+
+func inBubble(t *testing.T, test func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config)) {
+	t.Helper()
+	// yamux pools its timers, and one from a bubble may not be used outside, nor the other way. Two collections empty a
+	// pool.
+	emptyPools := func() { runtime.GC(); runtime.GC() }
+	emptyPools()
+	defer emptyPools()
+	synctest.Test(t, func(t *testing.T) {
+		d := sandboxtest.New()
+		test(t, d, sandbox.Config{Token: sandbox.NewToken(), VM: vm.Config{ID: "a", Dir: t.TempDir(), CPUs: 1, Memory: 128 << 20, Kernel: "/dev/null"}})
+		for _, m := range d.Running() {
+			m.Die(nil)
+		}
+	})
+}
+
+func start(t *testing.T, d *sandboxtest.Driver, c sandbox.Config, args ...string) *sandbox.Sandbox {
+	t.Helper()
+	s, err := sandbox.Start(context.Background(), d, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	if err := s.Create(ctx, api.CreateRequest{ID: "a", Spec: &specs.Spec{Process: &specs.Process{Args: args}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.StartContainer(ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func silence(_ *sandboxtest.Machine, c *wire.Call) bool { <-c.Context.Done(); return true }
+
+func TestBootThatNeverAnswers(t *testing.T) {
+	inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {
+		d.Fault(silence)
+		begun := time.Now()
+		if _, err := sandbox.Start(context.Background(), d, c); err == nil {
+			t.Error("it starts")
+		}
+		if took := time.Since(begun); took != sandbox.BootTimeout {
+			t.Errorf("after %v", took)
+		}
+		if len(d.Running()) > 0 {
+			t.Error("the machine is left")
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if _, err := sandbox.Start(ctx, d, c); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+		if len(d.Running()) > 0 {
+			t.Error("the machine is left")
+		}
+	})
+}
+
+// A guest that answers nobody holds up none but those who wait for it, and each of those no longer than they like.
+func TestHungGuest(t *testing.T) {
+	inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {
+		s := start(t, d, c, "deaf")
+		d.Fault(silence)
+		d.Machine("a").Break()
+		synctest.Wait()
+		forever := make(chan error, 1)
+		go func() { _, err := s.Wait(context.Background(), api.ProcessRef{ID: "a"}); forever <- err }()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		begun := time.Now()
+		if err := s.Signal(ctx, api.ProcessRef{ID: "a"}, 9, false); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+		if time.Since(begun) != time.Second {
+			t.Errorf("after %v", time.Since(begun))
+		}
+		if err := s.Kill(); err != nil {
+			t.Error(err)
+		}
+		if err := <-forever; !errors.Is(err, sandbox.ErrGone) {
+			t.Errorf("the wait ends with %v", err)
+		}
+		if _, err := s.Ping(context.Background()); !errors.Is(err, sandbox.ErrGone) {
+			t.Errorf("a call after the end: %v", err)
+		}
+	})
+}
+
+// Attach asks nothing of the guest: it may be paused. The first call opens the session.
+func TestAttach(t *testing.T) {
+	inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {
+		s := start(t, d, c, "lines", "3")
+		if err := s.Pause(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		s.Disconnect()
+		again, err := sandbox.Attach(context.Background(), d, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Resume(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		out, err := again.Output(context.Background(), api.ProcessRef{ID: "a"}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, payload, _, err := out.Next(); err != nil || string(payload) != "1\n" {
+			t.Errorf("%q, %v", payload, err)
+		}
+		if err := out.Acknowledge(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		first := out.Offset()
+		out.Close()
+		var answered *api.Error
+		if _, err := again.Output(context.Background(), api.ProcessRef{ID: "a"}, 0); !errors.As(err, &answered) || answered.Code != api.CodeFailedPrecondition {
+			t.Errorf("what was acknowledged: %v", err)
+		}
+		left, err := again.OutputLeft(context.Background(), api.ProcessRef{ID: "a"}, 0)
+		if err != nil || left.Offset() != first {
+			t.Errorf("what is left begins at %d, %v", left.Offset(), err)
+		}
+		if err := again.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if _, err := sandbox.Attach(context.Background(), d, c); !errors.Is(err, vm.ErrExited) {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
+
+// Next returns when the output is closed under it.
+func TestCloseOutput(t *testing.T) {
+	inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {
+		s := start(t, d, c, "sleep")
+		out, err := s.Output(context.Background(), api.ProcessRef{ID: "a"}, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { _, _, _, err := out.Next(); ended <- err }()
+		synctest.Wait()
+		out.Close()
+		if err := <-ended; err == nil {
+			t.Error("a record out of nowhere")
+		}
+	})
+}
