@@ -31,7 +31,7 @@ import (
 
 const (
 	// ProtocolVersion is compared for equality when a session opens. Raise it on every incompatible change.
-	ProtocolVersion = 1
+	ProtocolVersion = 2
 
 	// AgentPortName is the virtio-serial port that carries the agent protocol; in the guest it is found as
 	// /sys/class/virtio-ports/*/name.
@@ -123,6 +123,9 @@ type ConfigureRequest struct {
 	Seed       []byte `json:"seed,omitempty"`       // credited to the kernel's RNG, which is then reseeded; 32 to 512 bytes
 	MachineID  string `json:"machineId,omitempty"`  // 32 hex digits
 	KernelArgs string `json:"kernelArgs,omitempty"` // reserved; must be empty
+	// Token, 16 bytes, is what later sessions open with (package wire): guests restored from one template, which
+	// knew another one, then share no secret. The session that says so goes on.
+	Token []byte `json:"token,omitempty"`
 }
 
 // Disk names a block device of the guest by the serial number that the host gave it (vm.Disk.Serial).

@@ -39,6 +39,7 @@ type Agent struct {
 	initErr  error
 
 	mu         sync.Mutex
+	listener   *wire.Listener // nil before Listen
 	containers map[string]*container
 
 	// halt ends the machine; a test has its own.
@@ -76,6 +77,9 @@ func Run() error {
 func (a *Agent) Listen(p io.ReadWriter) error {
 	a.ready = bootTime()
 	l := wire.Listen(p)
+	a.mu.Lock()
+	a.listener = l
+	a.mu.Unlock()
 	for {
 		conn, err := l.Accept()
 		if err != nil {

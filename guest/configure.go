@@ -7,6 +7,7 @@ import (
 	"unsafe"
 
 	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,6 +20,8 @@ func (a *Agent) configure(r *api.ConfigureRequest) error {
 		return api.Errorf(api.CodeInvalid, "seed of %d bytes, not 32 to 512", len(r.Seed))
 	case len(r.Hostname) > 64:
 		return api.Errorf(api.CodeInvalid, "hostname of %d bytes", len(r.Hostname))
+	case len(r.Token) != 0 && len(r.Token) != len(wire.Token{}):
+		return api.Errorf(api.CodeInvalid, "token of %d bytes", len(r.Token))
 	case r.UnixNanos < 0:
 		return api.Errorf(api.CodeInvalid, "time before 1970")
 	}
@@ -45,6 +48,15 @@ func (a *Agent) configure(r *api.ConfigureRequest) error {
 		if err := unix.Sethostname([]byte(r.Hostname)); err != nil {
 			return api.Errorf(api.CodeInternal, "set the hostname: %w", err)
 		}
+	}
+	if len(r.Token) != 0 {
+		a.mu.Lock()
+		l := a.listener
+		a.mu.Unlock()
+		if l == nil {
+			return api.Errorf(api.CodeFailedPrecondition, "token: there is no port")
+		}
+		l.SetToken(wire.Token(r.Token))
 	}
 	return nil
 }

@@ -110,26 +110,15 @@ func (c *ctr) openDesk(ctx context.Context) (d *desk, err error) {
 	if err != nil {
 		return nil, err
 	}
-	uid := n.takeUID()
-	undo.push("user id", func() error { n.giveUID(uid); return nil })
-	config, guest, err := c.prepare(ctx, rec, uid, &request)
+	config, guest, err := c.prepare(ctx, rec, &request)
 	if err != nil {
 		return nil, err
 	}
-	undo.push("record", func() error { return c.change(func(r *record) { r.Sandbox, r.Booting = nil, false }) })
-	// A daemon that finds this takes it for a start that was cut short, and ends it.
-	if err := c.change(func(r *record) { r.Sandbox, r.Booting = &config, true }); err != nil {
+	// A daemon that finds this VM recorded takes it for a start that was cut short, and ends it.
+	machine, err := c.bringUp(ctx, config, guest, &phases{}, &undo)
+	if err != nil {
 		return nil, err
 	}
-	undo.push("runtime directory", func() error { return os.RemoveAll(config.VM.Dir) })
-	if err := os.MkdirAll(config.VM.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make runtime directory: %w", err)
-	}
-	machine, err := sandbox.Start(ctx, n.options.Driver, config)
-	if err != nil {
-		return nil, fmt.Errorf("guest %s: %w", guest.Release, err)
-	}
-	undo.push("virtual machine", machine.Kill)
 	if err := machine.Create(ctx, request); err != nil {
 		return nil, fmt.Errorf("open the files of container %s: %w", c.id, err)
 	}

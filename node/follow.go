@@ -40,6 +40,7 @@ func (c *ctr) follow(r *run) {
 	go func() { pumped <- c.pump(pumping, r) }()
 
 	status, err := r.wait(ctx, c.process())
+	r.phases.done("run")
 	stopHealth()
 	if ctx.Err() == nil {
 		r.hurry()
@@ -52,6 +53,7 @@ func (c *ctr) follow(r *run) {
 	if pumpErr != nil && !errors.Is(pumpErr, sandbox.ErrGone) {
 		c.node.options.Log.Error("read output", "container", c.id, "err", pumpErr)
 	}
+	r.phases.done("output")
 	c.finish(r, status, err)
 }
 
@@ -91,8 +93,12 @@ func (c *ctr) finish(r *run, status api.ExitStatus, err error) {
 		"exitCode":     strconv.Itoa(status.Code),
 		"execDuration": strconv.Itoa(int(max(0, rec.Finished.Sub(rec.Started)).Seconds())),
 	})
+	r.phases.done("record")
 	c.teardown(r, rec)
+	r.phases.done("teardown")
 	c.afterwards(rec)
+	r.phases.done("remove")
+	r.phases.log(c.node.options.Log.With("container", c.id), "ended")
 }
 
 // setEnded gives an ended container its status: with a restart policy that wants another run it is not over. c.mu is

@@ -33,6 +33,7 @@ import (
 	"github.com/cradlevm/cradle/guestos"
 	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/vm"
 	"github.com/cradlevm/cradle/volume"
 )
@@ -46,12 +47,17 @@ type Options struct {
 	Guest   guestos.Guest
 	Images  image.Store
 	Log     *slog.Logger
+	// Pool starts VMs from templates where it can, and keeps PoolSize of each size in demand ready. Without it every
+	// container boots its VM.
+	Pool     bool
+	PoolSize int
 }
 
 // Node is the daemon's state. All methods may be called from any goroutine.
 type Node struct {
 	options  Options
 	store    *store
+	pool     *pool.Pool // nil when it could not be opened, or is not wanted
 	scratch  volume.Scratch
 	settings runspec.Settings
 	events   *eventLog
@@ -107,6 +113,10 @@ func (n *Node) Close() error {
 	n.stop()
 	n.running.Wait()
 	n.closeDesks()
+	var ended error
+	if n.pool != nil {
+		ended = n.pool.Close()
+	}
 	for _, c := range n.all() {
 		c.closeLog()
 		c.mu.Lock()
@@ -115,7 +125,7 @@ func (n *Node) Close() error {
 		}
 		c.mu.Unlock()
 	}
-	return n.store.Close()
+	return errors.Join(ended, n.store.Close())
 }
 
 // enter keeps Close waiting until running.Done is called; it fails when the node is being closed.

@@ -35,15 +35,19 @@ func (n *Node) recover(ctx context.Context) error {
 			n.uids[rec.Sandbox.VM.UID] = struct{}{}
 		}
 	}
+	if err := n.scratch.Clean(); err != nil {
+		return fmt.Errorf("sweep: %w", err)
+	}
+	if err := n.sweep(ctx); err != nil {
+		return err
+	}
+	n.openPool(ctx) // after the sweep, which would take its directories; before the first container starts
 	for _, c := range n.all() {
 		if err := n.recoverContainer(ctx, c); err != nil {
 			return err
 		}
 	}
-	if err := n.scratch.Clean(); err != nil {
-		return fmt.Errorf("sweep: %w", err)
-	}
-	return n.sweep()
+	return nil
 }
 
 // recoverContainer fails only when ctx ends: all is left as it was then.
@@ -166,8 +170,9 @@ func (n *Node) settle(c *ctr) {
 	}
 }
 
-// sweep removes directories that no container owns: what a crash left between making a thing and recording it.
-func (n *Node) sweep() error {
+// sweep removes directories that no record names, and ends the VMs in them: what a crash left between making a thing and
+// recording it, and what the pool had ready.
+func (n *Node) sweep(ctx context.Context) error {
 	owned := map[string]bool{}
 	for _, c := range n.all() {
 		owned[c.id] = true
@@ -175,7 +180,8 @@ func (n *Node) sweep() error {
 			owned[filepath.Base(rec.Sandbox.VM.Dir)] = true
 		}
 	}
-	for _, parent := range []string{filepath.Join(n.options.Root, "containers"), filepath.Join(n.options.Run, "s")} {
+	machines := filepath.Join(n.options.Run, "s")
+	for _, parent := range []string{filepath.Join(n.options.Root, "containers"), machines} {
 		entries, err := os.ReadDir(parent)
 		if err != nil {
 			return fmt.Errorf("sweep: %w", err)
@@ -185,6 +191,12 @@ func (n *Node) sweep() error {
 				continue
 			}
 			n.options.Log.Info("remove what no container owns", "path", filepath.Join(parent, e.Name()))
+			if parent == machines { // the pool's, whose VMs no record names
+				if err := sandbox.End(ctx, n.options.Driver, filepath.Join(parent, e.Name())); err != nil {
+					n.options.Log.Error("end virtual machine", "dir", e.Name(), "err", err)
+					continue
+				}
+			}
 			if err := os.RemoveAll(filepath.Join(parent, e.Name())); err != nil {
 				return fmt.Errorf("sweep: %w", err)
 			}

@@ -18,12 +18,15 @@ type run struct {
 	ended chan struct{} // closed when the container's state says that it has ended
 	torn  chan struct{} // closed when nothing of the VM is left
 
+	phases *phases
+
 	stdinMu sync.Mutex
 	stdin   io.WriteCloser // opened at its first use
 }
 
 func newRun(machine *sandbox.Sandbox) *run {
-	return &run{vm: machine, over: make(chan struct{}), ended: make(chan struct{}), torn: make(chan struct{})}
+	return &run{vm: machine, over: make(chan struct{}), ended: make(chan struct{}), torn: make(chan struct{}),
+		phases: newPhases()}
 }
 
 // hurry says that the container's process has exited: from now on no slow client holds its output up.

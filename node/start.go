@@ -118,9 +118,13 @@ func (c *ctr) failed(err error) {
 	}
 }
 
-// launch boots the VM, makes the container in it and starts its process; on error nothing of it is left.
+// launch brings up a VM, makes the container in it and starts its process; on error nothing of it is left.
 func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	n, rec := c.node, c.snapshot()
+	if n.pool != nil {
+		defer n.pool.Begin()()
+	}
+	steps := newPhases()
 	var undo undoStack
 	defer func() {
 		if err != nil {
@@ -140,37 +144,31 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 			return fmt.Errorf("begin log of container %s: %w", c.id, err)
 		}
 	}
-	uid := n.takeUID()
-	undo.push("user id", func() error { n.giveUID(uid); return nil })
-	config, guest, err := c.prepare(ctx, rec, uid, &request)
+	steps.done("request")
+	config, guest, err := c.prepare(ctx, rec, &request)
 	if err != nil {
 		return err
 	}
-	undo.push("record", func() error { return c.change(func(r *record) { r.Sandbox, r.Booting = nil, false }) })
-	if err := c.change(func(r *record) { r.Sandbox, r.Booting = &config, true }); err != nil {
+	steps.done("disks")
+	machine, err := c.bringUp(ctx, config, guest, steps, &undo)
+	if err != nil {
 		return err
 	}
-	undo.push("runtime directory", func() error { return os.RemoveAll(config.VM.Dir) })
-	if err := os.MkdirAll(config.VM.Dir, 0o700); err != nil {
-		return fmt.Errorf("make runtime directory: %w", err)
-	}
-	machine, err := sandbox.Start(ctx, n.options.Driver, config)
-	if err != nil {
-		return fmt.Errorf("guest %s: %w", guest.Release, err)
-	}
-	undo.push("virtual machine", machine.Kill)
 	if err := machine.Create(ctx, request); err != nil {
 		return startError(rec, err)
 	}
+	steps.done("create")
 	if err := machine.StartContainer(ctx, c.id); err != nil {
 		return startError(rec, err)
 	}
-	return c.started(machine, restarts, &undo)
+	steps.done("exec")
+	return c.started(machine, restarts, steps, &undo)
 }
 
 // started records a running container and begins to follow it.
-func (c *ctr) started(machine *sandbox.Sandbox, restarts int, undo *undoStack) error {
+func (c *ctr) started(machine *sandbox.Sandbox, restarts int, steps *phases, undo *undoStack) error {
 	r := newRun(machine)
+	r.phases = steps
 	c.mu.Lock()
 	before := c.rec
 	c.mu.Unlock()
@@ -191,14 +189,17 @@ func (c *ctr) started(machine *sandbox.Sandbox, restarts int, undo *undoStack) e
 		return err
 	}
 	undo.forget()
+	steps.done("record")
+	steps.log(c.node.options.Log.With("container", c.id), "started")
 	c.node.running.Add(1)
 	go c.follow(r)
 	c.emit(events.ActionStart, nil)
 	return nil
 }
 
-// prepare makes the writable disk and describes the VM and its disks, in config and in request.
-func (c *ctr) prepare(ctx context.Context, rec record, uid uint32, request *api.CreateRequest) (sandbox.Config, guestos.Guest, error) {
+// prepare makes the writable disk and describes the VM and its disks, in config and in request. Who the VM is, and as
+// whom it runs, is left to bringUp.
+func (c *ctr) prepare(ctx context.Context, rec record, request *api.CreateRequest) (sandbox.Config, guestos.Guest, error) {
 	n := c.node
 	img, guest, err := c.image(rec)
 	if err != nil {
@@ -222,11 +223,6 @@ func (c *ctr) prepare(ctx context.Context, rec record, uid uint32, request *api.
 			return sandbox.Config{}, guest, err
 		}
 	}
-	if uid != 0 {
-		if err := os.Chown(scratch, int(uid), int(uid)); err != nil {
-			return sandbox.Config{}, guest, fmt.Errorf("give the writable disk to its VM: %w", err)
-		}
-	}
 	var disks []vm.Disk
 	for i, l := range img.Layers {
 		disks = append(disks, vm.Disk{Serial: layerSerial(i), Path: l.Path, ReadOnly: true})
@@ -236,13 +232,8 @@ func (c *ctr) prepare(ctx context.Context, rec record, uid uint32, request *api.
 	request.Rootfs.Upper = &api.Disk{Serial: scratchSerial, FSType: "ext4"}
 	cpus, memory := runspec.VMSize(&rec.HostConfig, n.settings)
 	return sandbox.Config{
-		Token:    sandbox.NewToken(),
 		Hostname: rec.Config.Hostname,
-		VM: vm.Config{
-			ID: rec.ID, Dir: filepath.Join(n.options.Run, "s", rec.ID[:12]),
-			CPUs: cpus, Memory: memory,
-			Kernel: guest.Kernel, Initrd: guest.Initrd, Disks: disks, UID: uid, GID: uid,
-		},
+		VM:       vm.Config{CPUs: cpus, Memory: memory, Kernel: guest.Kernel, Initrd: guest.Initrd, Disks: disks},
 	}, guest, nil
 }
 

@@ -2,8 +2,8 @@
 //
 // # States of a sandbox
 //
-//	Start ──► ready ──► stopping ──► gone
-//	  │         └──────────────────────▲   the monitor died, or Kill
+//	Start, Restore ──► ready ──► stopping ──► gone
+//	  │                  └──────────────────────▲   the monitor died, or Kill
 //	  └─ error: nothing is left
 //
 // ready: the agent has answered and was configured. stopping: Stop asked the monitor to end. gone: the monitor's
@@ -20,6 +20,7 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -79,7 +80,21 @@ func Start(ctx context.Context, driver vm.Driver, c Config) (*Sandbox, error) {
 		return nil, fmt.Errorf("start virtual machine: %w", err)
 	}
 	s := newSandbox(c, machine)
-	if err := s.bringUp(ctx); err != nil {
+	if err := s.bringUp(ctx, c.Token); err != nil {
+		return nil, errors.Join(err, s.Kill())
+	}
+	return s, nil
+}
+
+// Restore is Start from saved state, whose agent knows the token known. It gets c's, fresh entropy, the time and a
+// machine id of its own before Restore returns, so that it shares no secret with others from the same state.
+func Restore(ctx context.Context, saved vm.Saved, c Config, known wire.Token) (*Sandbox, error) {
+	machine, err := saved.Restore(ctx, c.VM)
+	if err != nil {
+		return nil, fmt.Errorf("restore virtual machine: %w", err)
+	}
+	s := newSandbox(c, machine)
+	if err := s.bringUp(ctx, known); err != nil {
 		return nil, errors.Join(err, s.Kill())
 	}
 	return s, nil
@@ -95,27 +110,40 @@ func Attach(ctx context.Context, driver vm.Driver, c Config) (*Sandbox, error) {
 	return newSandbox(c, machine), nil
 }
 
-// bringUp waits for the agent and gives the guest its identity.
-func (s *Sandbox) bringUp(ctx context.Context) error {
+// bringUp waits for the agent, which knows the token known or none, and gives the guest its identity.
+func (s *Sandbox) bringUp(ctx context.Context, known wire.Token) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, BootTimeout,
 		fmt.Errorf("the guest's agent did not answer within %v", BootTimeout))
 	defer cancel()
-	client, err := s.session(ctx)
+	client, err := s.dial(ctx, known)
 	if err != nil {
 		return s.explain(err)
 	}
-	seed := make([]byte, 64)
+	s.mu.Lock()
+	s.client = client
+	s.mu.Unlock()
+	seed, machineID := make([]byte, 64), make([]byte, 16)
 	rand.Read(seed)
-	err = client.Call(ctx, api.MethodConfigure, api.ConfigureRequest{
+	rand.Read(machineID)
+	r := api.ConfigureRequest{
 		Hostname:  s.config.Hostname,
 		UnixNanos: time.Now().UnixNano(),
 		Seed:      seed,
-	}, nil)
-	return s.explain(err)
+		MachineID: hex.EncodeToString(machineID),
+	}
+	if known != s.config.Token {
+		r.Token = s.config.Token[:]
+	}
+	return s.explain(client.Call(ctx, api.MethodConfigure, r, nil))
+}
+
+// Rename gives the guest another hostname and sets its clock again, before anything of a tenant runs.
+func (s *Sandbox) Rename(ctx context.Context, hostname string) error {
+	return s.call(ctx, api.MethodConfigure, api.ConfigureRequest{Hostname: hostname, UnixNanos: time.Now().UnixNano()}, nil)
 }
 
 // dial opens an agent session. The monitor's death ends it at once.
-func (s *Sandbox) dial(ctx context.Context) (*wire.Client, error) {
+func (s *Sandbox) dial(ctx context.Context, token wire.Token) (*wire.Client, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watched := make(chan struct{})
@@ -131,7 +159,7 @@ func (s *Sandbox) dial(ctx context.Context) (*wire.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return wire.Dial(ctx, conn, s.config.Token)
+	return wire.Dial(ctx, conn, token)
 }
 
 // explain adds why the monitor ended, or what the console said last, to an error of a guest that did not come up.
@@ -167,7 +195,7 @@ func (s *Sandbox) session(ctx context.Context) (*wire.Client, error) {
 	if client := s.open(); client != nil {
 		return client, nil
 	}
-	client, err := s.dial(ctx)
+	client, err := s.dial(ctx, s.config.Token)
 	if err != nil {
 		return nil, s.classify(err)
 	}

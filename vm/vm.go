@@ -59,6 +59,9 @@ type Config struct {
 
 	// Cgroup is an existing cgroup v2 directory the monitor is started in; empty: the caller's.
 	Cgroup string
+
+	// Savable makes a VM without disks whose state a Snapshotter can save. Only drivers that are a Restorer take it.
+	Savable bool
 }
 
 // Disk is a block device of the VM. The guest finds it by its serial.
@@ -125,6 +128,37 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// Snapshotter is a VM whose state can be saved, if it was started with Config.Savable.
+type Snapshotter interface {
+	// Snapshot writes the VM's memory and devices into dir, an existing empty directory, and syncs them. All disks must
+	// have been unplugged. Its processors stop for good, whatever comes of it: what is left to do is Kill.
+	// On error what is in dir is of no use. Errors: ErrInvalid when the VM was not Savable or has disks, ErrExited.
+	Snapshot(ctx context.Context, dir string) error
+}
+
+// Restorer is a Driver that starts VMs from saved state.
+type Restorer interface {
+	// StateVersion names, in one line, all that saved state depends on beside the Config: the monitor's version and
+	// build, the machine and processor it makes. Only state saved under the same line can be restored.
+	StateVersion(ctx context.Context) (string, error)
+	// Load reads what Snapshot has written to where no monitor, even one whose guest has broken out into it, can
+	// change it. It takes as much of the host's memory as the guest had touched, once for all VMs restored from it.
+	Load(ctx context.Context, dir string) (Saved, error)
+}
+
+// Saved is loaded state, from which any number of VMs may be started, also at the same time.
+type Saved interface {
+	// Digest is a hex sha256 over all of it. It depends on the contents only, not on where a file has holes.
+	Digest() string
+	// Restore is Driver.Start, except that the guest goes on from where it was saved. Its memory is private to it,
+	// copied when written. c must have the CPUs, Memory and Accel of the VM that was saved, and its Kernel (which does
+	// not boot); no disks; Savable, Initrd and Cmdline do not matter. Errors: as Start; what the monitor said when it
+	// does not take the state. On error nothing is left behind.
+	Restore(ctx context.Context, c Config) (VM, error)
+	// Close forgets the state; VMs restored from it go on.
+	Close() error
+}
+
 var (
 	idPattern     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
 	serialPattern = regexp.MustCompile(`^[A-Za-z0-9]{1,36}$`)
@@ -175,6 +209,9 @@ func (c *Config) Check() error {
 			return bad("Disks", "serial %s is there twice", d.Serial)
 		}
 		seen[d.Serial] = true
+	}
+	if c.Savable && len(c.Disks) != 0 {
+		return bad("Savable", "a VM with disks cannot be saved")
 	}
 	if len(c.NICs) != 0 {
 		return bad("NICs", "network interfaces are not supported yet")

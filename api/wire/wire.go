@@ -9,7 +9,7 @@
 //	guest → host   magic (8) version (4) nonce (16)
 //
 // The token is a secret of this VM: made by the host before it starts the VM, kept in the VM's state, learnt
-// by the agent from the first hello. The agent watches the whole stream for magic, version and token; when they
+// by the agent from the first hello; a call may give the agent another one (Listener.SetToken). The agent watches the whole stream for magic, version and token; when they
 // pass, it drops the session it had and starts a new one. Nothing else that passes through the port can contain the
 // token, for no container is ever told it. The host throws away what it reads until it sees its own fresh nonce.
 //

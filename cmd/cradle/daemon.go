@@ -25,6 +25,10 @@ type daemonConfig struct {
 	Run    string // sockets, runtime files
 	Guest  string // directory with the guest's kernel and initrd; empty when none was found
 
+	// Pool tells whether VMs are started from templates, PoolSize how many of each size are kept ready.
+	Pool     bool
+	PoolSize int
+
 	// IdleTimeout ends the daemon after so long without a connection and with nothing to keep; 0 never.
 	IdleTimeout time.Duration
 
@@ -34,8 +38,8 @@ type daemonConfig struct {
 
 // daemonFlags are the flags of `cradle daemon`, as given.
 type daemonFlags struct {
-	host, root, run, guest, logLevel, logFormat string
-	idleTimeout                                 time.Duration
+	host, root, run, guest, pool, logLevel, logFormat string
+	idleTimeout                                       time.Duration
 }
 
 // daemonFunc runs the daemon until ctx ends, or the daemon has reason to.
@@ -63,6 +67,7 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 	flags.StringVar(&f.root, "root", "", "Directory of images and state (overrides CRADLE_ROOT)")
 	flags.StringVar(&f.run, "run", "", "Directory of sockets and runtime files (overrides CRADLE_RUN)")
 	flags.StringVar(&f.guest, "guest", "", "Directory of the guest's kernel and initrd (overrides CRADLE_GUEST)")
+	flags.StringVar(&f.pool, "pool", "", `Virtual machines of each size to keep ready (overrides CRADLE_POOL); "restore": none, but start from templates; "off" (default): every container boots its machine`)
 	flags.DurationVar(&f.idleTimeout, "idle-timeout", 0, "End after so long without connections and containers (0: never)")
 	flags.StringVar(&f.logLevel, "log-level", "info", `Least level to log ("debug", "info", "warn", "error")`)
 	flags.StringVar(&f.logFormat, "log-format", "text", `Format of the log ("text", "json")`)
@@ -73,7 +78,7 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, error) {
 	// A flag wins over the variable of the same meaning.
 	get := func(name string) string {
-		given := map[string]string{envRoot: f.root, envRun: f.run, envGuest: f.guest}[name]
+		given := map[string]string{envRoot: f.root, envRun: f.run, envGuest: f.guest, envPool: f.pool}[name]
 		if given != "" {
 			return given
 		}
@@ -97,6 +102,9 @@ func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, e
 	if c.Guest, err = guestDir(get, executable); err != nil {
 		c.Log.Warn("containers cannot start", "reason", err)
 	}
+	if c.Pool, c.PoolSize, err = poolSize(get(envPool)); err != nil {
+		return c, err
+	}
 	if c.IdleTimeout < 0 {
 		return c, fmt.Errorf("invalid --idle-timeout %s: it must not be negative", c.IdleTimeout)
 	}
@@ -113,6 +121,24 @@ func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, e
 	}
 	return c, nil
 }
+
+// poolSize reads --pool and CRADLE_POOL.
+func poolSize(s string) (on bool, size int, err error) {
+	switch s {
+	case "", "off", "0":
+		return false, 0, nil
+	case "restore":
+		return true, 0, nil
+	}
+	size, err = strconv.Atoi(s)
+	if err != nil || size < 1 || size > maxPoolSize {
+		return false, 0, fmt.Errorf(`invalid --pool %q: a number up to %d, "restore" or "off"`, s, maxPoolSize)
+	}
+	return true, size, nil
+}
+
+// maxPoolSize bounds --pool.
+const maxPoolSize = 1000
 
 func newLogger(level, format string, w io.Writer) (*slog.Logger, error) {
 	var l slog.Level

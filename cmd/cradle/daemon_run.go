@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"path/filepath"
 	"sync"
@@ -38,6 +39,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	c.Log.Info("accelerator", "accel", accel, "why", why)
 	n, err := node.Open(ctx, node.Options{
 		Root: c.Root, Run: c.Run, Version: c.Version, Driver: driver, Guest: guest, Images: images, Log: c.Log,
+		Pool: c.Pool, PoolSize: c.PoolSize,
 	})
 	if err != nil {
 		return nil, errors.Join(err, images.Close())
@@ -46,6 +48,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	extra := http.NewServeMux()
 	extra.Handle("POST /cradle/v1/reset", resetHandler(n, sync.OnceFunc(func() { close(ended) })))
 	extra.Handle("POST /cradle/v1/summon", summonHandler(n))
+	extra.Handle("GET /cradle/v1/pool", poolHandler(n))
 	return &service{
 		Handler: dockerapi.New(n, dockerapi.Options{
 			Version: c.Version, Log: c.Log, Extra: map[string]http.Handler{"/cradle/v1/": extra},
@@ -65,6 +68,14 @@ func resetHandler(n *node.Node, end func()) http.Handler {
 		}
 		w.WriteHeader(http.StatusNoContent)
 		end()
+	})
+}
+
+// poolHandler tells what the pool has ready.
+func poolHandler(n *node.Node) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(n.PoolStatus())
 	})
 }
 

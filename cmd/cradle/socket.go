@@ -16,6 +16,7 @@ const (
 	envRun   = "CRADLE_RUN"   // sockets and runtime files
 	envRoot  = "CRADLE_ROOT"  // images, templates, state
 	envGuest = "CRADLE_GUEST" // the guest's kernel and initrd
+	envPool  = "CRADLE_POOL"
 
 	socketName = "cradle.sock"
 

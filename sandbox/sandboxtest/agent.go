@@ -54,7 +54,13 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 	switch call.Method {
 	case api.MethodPing:
 		return api.PingResult{Protocol: api.ProtocolVersion}, nil, nil
-	case api.MethodConfigure, api.MethodShutdown, api.MethodResize, api.MethodFreeze, api.MethodUpdate:
+	case api.MethodConfigure:
+		var r api.ConfigureRequest
+		if err := call.Params(&r); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, m.configure(r)
+	case api.MethodShutdown, api.MethodResize, api.MethodFreeze, api.MethodUpdate:
 		return nil, nil, nil
 	case api.MethodCreate:
 		var r api.CreateRequest

@@ -10,6 +10,7 @@ import (
 	"net"
 	"sync"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/api/wire"
 	"github.com/cradlevm/cradle/vm"
 )
@@ -27,6 +28,8 @@ type Driver struct {
 	fault    func(*Machine, *wire.Call) bool
 	refuse   error
 	lost     error
+	// unrestorable is FailRestore's.
+	unrestorable error
 }
 
 // New returns a driver whose containers can run the Basic programs.
@@ -135,6 +138,8 @@ type Machine struct {
 	mu         sync.Mutex
 	conn       net.Conn // the host's connection, the guest's end
 	containers map[string]*guestContainer
+	disks      map[string]bool // plugged, by serial
+	identity   api.ConfigureRequest
 	paused     chan struct{} // closed by Resume; nil when not paused
 	polite     bool          // ended by Shutdown
 	ended      bool

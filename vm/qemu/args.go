@@ -36,28 +36,42 @@ type launch struct {
 	cmdline []string
 	tscKHz  int  // 0: unknown
 	count   bool // Options.CountInstructions
+	// restore waits for saved state and gives the guest a private copy of ram, which is shared otherwise.
+	restore bool
 
-	// Descriptor numbers in the child. initrd is -1 when there is none.
-	kernel, initrd         int
+	// Descriptor numbers in the child. initrd is -1 when there is none; ram is 0 for anonymous memory.
+	kernel, initrd, ram    int
 	monitor, console, port int
 }
 
 // args is the command line, argv[0] included. The guest does not run yet when QEMU is up (-S): its monitor is
-// connected first, the disks are plugged, nothing of the console is missed.
-//
-// Snapshots will fit in here: the memory object becomes a file (its id stays), and -incoming defer is added.
+// connected first, the disks are plugged, nothing of the console is missed. A guest that is restored runs as soon as
+// its state has been read, which the monitor asks for (-incoming defer).
 func (l *launch) args() []string {
 	mib := l.memory >> 20
+	ram := fmt.Sprintf("memory-backend-ram,id=%s,size=%dM", memoryID, mib)
+	if l.ram != 0 {
+		share := "on"
+		if l.restore {
+			share = "off"
+		}
+		ram = fmt.Sprintf("memory-backend-file,id=%s,size=%dM,share=%s,mem-path=%s", memoryID, mib, share, fdPath(l.ram))
+	}
+	begin := []string{"-S"}
+	if l.restore {
+		begin = []string{"-incoming", "defer"}
+	}
 	args := []string{
 		l.binary,
 		"-name", l.id,
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-machine", l.machine(),
 		"-m", fmt.Sprintf("%dM", mib),
-		"-object", fmt.Sprintf("memory-backend-ram,id=%s,size=%dM", memoryID, mib),
+		"-object", ram,
 		"-smp", fmt.Sprint(l.cpus),
 	}
+	args = append(args, begin...)
 	args = append(args, l.processor()...)
 	args = append(args, "-kernel", fdPath(l.kernel))
 	if l.initrd >= 0 {

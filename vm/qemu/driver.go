@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,6 +45,7 @@ type Driver struct {
 type installation struct {
 	binary  string
 	version version
+	build   string // the whole line that tells its version
 }
 
 // New makes a driver. It looks at nothing yet; what it needs to know about the machine, it finds out once.
@@ -77,7 +79,8 @@ func findQEMU(name string) (*installation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", binary, err)
 	}
-	return &installation{binary: binary, version: v}, nil
+	build, _, _ := strings.Cut(string(out), "\n")
+	return &installation{binary: binary, version: v, build: build}, nil
 }
 
 func parseVersion(s string) (version, error) {
@@ -98,7 +101,20 @@ func parseVersion(s string) (version, error) {
 }
 
 // Start implements vm.Driver.
-func (d *Driver) Start(ctx context.Context, c vm.Config) (_ vm.VM, err error) {
+func (d *Driver) Start(ctx context.Context, c vm.Config) (vm.VM, error) {
+	return d.run(ctx, c, d.openInputs, func(ctx context.Context, m *machine, in *inputs) error {
+		for i, disk := range c.Disks {
+			if err := m.plug(ctx, disk, in.disks[i]); err != nil {
+				return fmt.Errorf("disk %s: %w", disk.Serial, err)
+			}
+		}
+		return m.mon.run(ctx, "cont", nil)
+	})
+}
+
+// run starts QEMU with what open opens, and then its guest by begin.
+func (d *Driver) run(ctx context.Context, c vm.Config, open func(vm.Config) (*inputs, error),
+	begin func(context.Context, *machine, *inputs) error) (_ vm.VM, err error) {
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
@@ -112,7 +128,7 @@ func (d *Driver) Start(ctx context.Context, c vm.Config) (_ vm.VM, err error) {
 			err = fmt.Errorf("start VM %s: %w", c.ID, err)
 		}
 	}()
-	in, err := d.openInputs(c)
+	in, err := open(c)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +155,7 @@ func (d *Driver) Start(ctx context.Context, c vm.Config) (_ vm.VM, err error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := d.begin(ctx, c, proc, in)
+	m, err := takeCharge(ctx, c, proc, in, begin)
 	if err != nil {
 		err = withWords(err, proc)
 		proc.kill()
@@ -151,21 +167,20 @@ func (d *Driver) Start(ctx context.Context, c vm.Config) (_ vm.VM, err error) {
 	return m, nil
 }
 
-// begin takes charge of a QEMU that waits with its guest not yet running, gives it its disks and lets it run.
-func (d *Driver) begin(ctx context.Context, c vm.Config, proc *process, in *inputs) (*machine, error) {
+// takeCharge connects to a QEMU that waits with its guest not yet running, and lets it run by begin.
+func takeCharge(ctx context.Context, c vm.Config, proc *process, in *inputs,
+	begin func(context.Context, *machine, *inputs) error) (*machine, error) {
 	m, err := open(ctx, c.ID, c.Dir, proc)
 	if err != nil {
 		return nil, err
 	}
-	for i, disk := range c.Disks {
-		if err := m.plug(ctx, disk, in.disks[i]); err != nil {
-			m.abandon()
-			return nil, fmt.Errorf("disk %s: %w", disk.Serial, err)
-		}
-	}
-	if err := m.mon.run(ctx, "cont", nil); err != nil {
+	if err := begin(ctx, m, in); err != nil {
 		m.abandon()
 		return nil, err
+	}
+	if c.Savable && !in.restore {
+		m.ram, in.ram = in.ram, nil // the machine's from here on
+		m.shape = shape{CPUs: c.CPUs}
 	}
 	return m, nil
 }
@@ -201,6 +216,9 @@ func (d *Driver) Attach(ctx context.Context, c vm.Config) (vm.VM, error) {
 	return m, nil
 }
 
+// unfinished tells whether a machine's start, or restore, was cut short.
+func unfinished(state string) bool { return state == "prelaunch" || state == "inmigrate" }
+
 func (d *Driver) attach(ctx context.Context, c vm.Config) (*machine, error) {
 	proc, err := findProcess(c.Dir)
 	if err != nil {
@@ -213,7 +231,7 @@ func (d *Driver) attach(ctx context.Context, c vm.Config) (*machine, error) {
 	var state string
 	if err == nil {
 		state, err = m.state(ctx)
-		if err == nil && state != "prelaunch" {
+		if err == nil && !unfinished(state) {
 			err = m.readDisks(ctx)
 		}
 		if err != nil {
@@ -221,7 +239,7 @@ func (d *Driver) attach(ctx context.Context, c vm.Config) (*machine, error) {
 		}
 	}
 	switch {
-	case err == nil && state == "prelaunch":
+	case err == nil && unfinished(state):
 		m.abandon()
 		proc.kill()
 		proc.ended(int(killLimit.Milliseconds()))

@@ -12,14 +12,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openKernel opens a bzImage for a monitor that runs as uid and gid. QEMU would boot anything else as a very old
-// kernel and never say a word, so what is not a bzImage is refused here.
+// openKernel opens a bzImage for a monitor that runs as uid and gid.
 func openKernel(path string, uid, gid uint32) (*os.File, error) {
+	f, err := openImage(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return readableBy(f, uid, gid)
+}
+
+// stubSize is what a VM that is restored needs of its kernel, in bytes: what QEMU looks at before the guest runs.
+const stubSize = 64 << 10
+
+// openStub opens the beginning of a bzImage, for a VM that is restored: the whole would only take memory.
+func openStub(path string) (*os.File, error) {
+	f, err := openImage(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return memoryCopy(io.NewSectionReader(f, 0, stubSize))
+}
+
+// openImage opens a bzImage. QEMU would boot anything else as a very old kernel and never say a word, so what is not
+// a bzImage is refused here.
+func openImage(path string) (_ *os.File, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: Kernel: %w", vm.ErrInvalid, err)
 	}
-	defer f.Close()
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
 	// The boot protocol's header: boot flag at 0x1fe, magic "HdrS" at 0x202 and version at 0x206. 2.02 (1999) is
 	// the first with a command line as it is passed today.
 	var head [0x208]byte
@@ -29,7 +56,7 @@ func openKernel(path string, uid, gid uint32) (*os.File, error) {
 	if binary.LittleEndian.Uint16(head[0x1fe:]) != 0xaa55 || string(head[0x202:0x206]) != "HdrS" || binary.LittleEndian.Uint16(head[0x206:]) < 0x0202 {
 		return nil, fmt.Errorf("%w: Kernel: %s is not a Linux bzImage: a kernel that does not boot", vm.ErrInvalid, path)
 	}
-	return readableBy(f, uid, gid)
+	return f, nil
 }
 
 func openInitrd(path string, uid, gid uint32) (*os.File, error) {
@@ -59,29 +86,58 @@ func readableBy(f *os.File, uid, gid uint32) (*os.File, error) {
 	default:
 		return memoryCopy(f)
 	}
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	return duplicate(f)
+}
+
+// duplicate returns another descriptor of the same open file.
+func duplicate(f *os.File) (*os.File, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if e := conn.Control(func(from uintptr) { fd, err = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0) }); e != nil {
+		return nil, e // it has been closed
+	}
 	if err != nil {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// memoryCopy copies f into an anonymous file that everybody who holds it may open, and nobody may change.
-func memoryCopy(f *os.File) (*os.File, error) {
-	fd, err := unix.MemfdCreate("cradle-boot", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+// memoryFile makes an empty anonymous file in memory that everybody who holds it may open.
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, err
 	}
-	m := os.NewFile(uintptr(fd), f.Name())
-	if _, err = io.Copy(m, f); err == nil {
-		_, err = unix.FcntlInt(m.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL)
+	m := os.NewFile(uintptr(fd), name)
+	if err := m.Chmod(0o666); err != nil {
+		m.Close()
+		return nil, err
 	}
-	if err == nil {
-		err = m.Chmod(0o444)
+	return m, nil
+}
+
+// seal makes sure that nobody ever changes a memory file, whatever rights they have opened it with. A private mapping
+// may still be written to: nobody else sees that.
+func seal(m *os.File) error {
+	_, err := unix.FcntlInt(m.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL)
+	return err
+}
+
+// memoryCopy copies r into a memory file that everybody who holds it may open, and nobody may change.
+func memoryCopy(r io.Reader) (*os.File, error) {
+	m, err := memoryFile("cradle-copy")
+	if err != nil {
+		return nil, err
+	}
+	if _, err = io.Copy(m, r); err == nil {
+		err = seal(m)
 	}
 	if err != nil {
 		m.Close()
-		return nil, fmt.Errorf("copy %s into memory: %w", f.Name(), err)
+		return nil, fmt.Errorf("copy into memory: %w", err)
 	}
 	return m, nil
 }

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"fmt"
 	"os"
 	"syscall"
 
@@ -11,6 +12,8 @@ import (
 type inputs struct {
 	kernel, initrd *os.File // initrd is nil when there is none
 	disks          []*os.File
+	ram            *os.File // nil: anonymous memory
+	restore        bool     // the guest goes on from saved state, with a private copy of ram
 }
 
 func (d *Driver) openInputs(c vm.Config) (_ *inputs, err error) {
@@ -35,11 +38,19 @@ func (d *Driver) openInputs(c vm.Config) (_ *inputs, err error) {
 		}
 		in.disks = append(in.disks, f)
 	}
+	if c.Savable {
+		if in.ram, err = memoryFile("cradle-ram"); err == nil {
+			err = in.ram.Truncate(c.Memory)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("make memory that can be saved: %w", err)
+		}
+	}
 	return in, nil
 }
 
 func (in *inputs) close() {
-	for _, f := range append([]*os.File{in.kernel, in.initrd}, in.disks...) {
+	for _, f := range append([]*os.File{in.kernel, in.initrd, in.ram}, in.disks...) {
 		if f != nil {
 			f.Close()
 		}
@@ -58,7 +69,7 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 	}
 	l := launch{
 		binary: q.binary, version: q.version, id: c.ID, accel: accel,
-		cpus: c.CPUs, memory: c.Memory, cmdline: c.Cmdline, initrd: -1,
+		cpus: c.CPUs, memory: c.Memory, cmdline: c.Cmdline, initrd: -1, restore: in.restore,
 	}
 	if accel == vm.AccelTCG {
 		l.tscKHz, l.count = d.tscKHz(), d.count
@@ -69,6 +80,9 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 	l.kernel = inherit(in.kernel)
 	if in.initrd != nil {
 		l.initrd = inherit(in.initrd)
+	}
+	if in.ram != nil {
+		l.ram = inherit(in.ram)
 	}
 	for _, socket := range []struct {
 		name string

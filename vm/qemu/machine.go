@@ -17,7 +17,7 @@ import (
 	"github.com/cradlevm/cradle/vm"
 )
 
-// machine is one running QEMU. It implements vm.VM, vm.DiskPlugger and vm.Pauser.
+// machine is one running QEMU. It implements vm.VM, vm.DiskPlugger, vm.Pauser and vm.Snapshotter.
 type machine struct {
 	id, dir     string
 	proc        *process
@@ -27,6 +27,9 @@ type machine struct {
 
 	disks     diskTable
 	deletions deletions
+	migration migration
+	ram       *os.File // the guest's memory; nil when it cannot be saved
+	shape     shape    // when ram is there
 
 	mu     sync.Mutex
 	asked  bool     // Shutdown or Kill has been called: the end is no error
@@ -42,6 +45,7 @@ func open(ctx context.Context, id, dir string, proc *process) (_ *machine, err e
 	m := &machine{id: id, dir: dir, proc: proc, done: make(chan struct{})}
 	m.disks.disks = map[string]*diskEntry{}
 	m.deletions.waiting = map[string]chan struct{}{}
+	m.migration.ended = make(chan struct{})
 	var undone undo
 	defer func() {
 		if err != nil {
@@ -98,6 +102,13 @@ func (m *machine) event(e event) {
 		if json.Unmarshal(e.Data, &data) == nil && data.Device != "" {
 			m.deletions.happened(data.Device)
 		}
+	case "MIGRATION":
+		var data struct {
+			Status string `json:"status"`
+		}
+		if json.Unmarshal(e.Data, &data) == nil {
+			m.migration.became(data.Status)
+		}
 	case "SHUTDOWN":
 		var data struct {
 			Reason string `json:"reason"`
@@ -133,6 +144,9 @@ func (m *machine) watch() {
 	m.err = m.verdict(status)
 	m.mu.Unlock()
 	m.proc.close()
+	if m.ram != nil {
+		m.ram.Close()
+	}
 	removeTraces(m.dir)
 	close(m.done)
 }

@@ -24,16 +24,33 @@ const starterVariable = "CRADLE_VMTEST_START"
 // startedLine begins the line with which that process tells that its VM runs; the VM's process number follows.
 const startedLine = "vmtest started "
 
+// order is what the starting process is to do.
+type order struct {
+	Config vm.Config
+	Saved  string // directory of the state to restore; empty: boot
+}
+
+func (o order) start(t *testing.T, driver vm.Driver) (vm.VM, error) {
+	if o.Saved == "" {
+		return driver.Start(within(t), o.Config)
+	}
+	saved, err := driver.(vm.Restorer).Load(within(t), o.Saved)
+	if err != nil {
+		return nil, err
+	}
+	return saved.Restore(within(t), o.Config)
+}
+
 func starter() bool { return os.Getenv(starterVariable) != "" }
 
 // startForParent starts the VM that the parent process has described and waits to be killed. Should the parent go
 // first, it ends the VM.
 func startForParent(t *testing.T, driver vm.Driver) {
-	var c vm.Config
-	if err := json.Unmarshal([]byte(os.Getenv(starterVariable)), &c); err != nil {
+	var o order
+	if err := json.Unmarshal([]byte(os.Getenv(starterVariable)), &o); err != nil {
 		t.Fatal(err)
 	}
-	v, err := driver.Start(within(t), c)
+	v, err := o.start(t, driver)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,11 +59,11 @@ func startForParent(t *testing.T, driver vm.Driver) {
 	v.Kill()
 }
 
-// startElsewhere starts c in a process of its own, which is then killed the hard way, and returns the number of
+// startElsewhere starts a VM in a process of its own, which is then killed the hard way, and returns the number of
 // the monitor's process.
-func startElsewhere(t *testing.T, c vm.Config) (pid int) {
+func startElsewhere(t *testing.T, o order) (pid int) {
 	t.Helper()
-	body, err := json.Marshal(c)
+	body, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +105,7 @@ func (s *suite) testAttach(t *testing.T) {
 	c := s.config(t)
 	disk := newDisk(t, "BOOTDISK", 64<<10)
 	c.Disks = []vm.Disk{disk}
-	pid := startElsewhere(t, c)
+	pid := startElsewhere(t, order{Config: c})
 	if !runs(pid) {
 		t.Fatal("the VM has gone with the process that started it")
 	}
@@ -133,7 +150,7 @@ func (s *suite) testAttach(t *testing.T) {
 	}
 
 	// The same once more, with nobody there when the VM ends.
-	pid = startElsewhere(t, c)
+	pid = startElsewhere(t, order{Config: c})
 	syscall.Kill(pid, syscall.SIGKILL)
 	for began := time.Now(); runs(pid); time.Sleep(time.Millisecond) {
 		if time.Since(began) > limit {

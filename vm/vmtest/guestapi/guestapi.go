@@ -10,6 +10,7 @@ const (
 	MethodWrite    = "vmtest.write"    // Extent → none; synced
 	MethodDiscard  = "vmtest.discard"  // Extent (Data empty) → none
 	MethodPrint    = "vmtest.print"    // Print → none
+	MethodKeep     = "vmtest.keep"     // Print → Print: what was kept before
 	MethodEcho     = "vmtest.echo"     // none → none, then every byte comes back until the host half-closes
 	MethodPanic    = "vmtest.panic"    // none → none, then the kernel panics
 	MethodPowerOff = "vmtest.poweroff" // none → none, then the machine powers off
@@ -46,7 +47,7 @@ type Extent struct {
 	Data   []byte `json:"data,omitempty"`
 }
 
-// Print writes Text to the console.
+// Print is a text: to write to the console, or to keep.
 type Print struct {
 	Text string `json:"text"`
 }

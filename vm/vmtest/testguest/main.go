@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cradlevm/cradle/api"
@@ -40,12 +41,14 @@ func run() error {
 	}
 	l := wire.Listen(p)
 	ready := uptime()
+	kept := &atomic.Pointer[guestapi.Print]{}
+	kept.Store(&guestapi.Print{})
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return err
 		}
-		go wire.Serve(conn, func(c *wire.Call) { handle(c, ready) })
+		go wire.Serve(conn, func(c *wire.Call) { handle(c, ready, kept) })
 	}
 }
 
@@ -85,8 +88,8 @@ func uptime() int64 {
 	return ts.Nano()
 }
 
-func handle(c *wire.Call, ready int64) {
-	result, err := answer(c, ready)
+func handle(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) {
+	result, err := answer(c, ready, kept)
 	if err != nil {
 		c.Fail(err)
 		return
@@ -112,7 +115,7 @@ func print(text string) error {
 }
 
 // answer does what can be done before the reply.
-func answer(c *wire.Call, ready int64) (any, error) {
+func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (any, error) {
 	switch c.Method {
 	case api.MethodPing:
 		var u unix.Utsname
@@ -142,6 +145,12 @@ func answer(c *wire.Call, ready int64) (any, error) {
 			return nil, err
 		}
 		return nil, print(p.Text)
+	case guestapi.MethodKeep:
+		var p guestapi.Print
+		if err := c.Params(&p); err != nil {
+			return nil, err
+		}
+		return kept.Swap(&p), nil
 	case guestapi.MethodEcho, guestapi.MethodPanic, guestapi.MethodPowerOff, guestapi.MethodReset:
 		return nil, nil
 	}

@@ -1,0 +1,148 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/cradlevm/cradle/guestos"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/pool"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/moby/moby/api/types/container"
+)
+
+// bringUp makes the container's VM: one of the pool's where that has one, else a freshly booted one. config describes
+// it but for who it is. What undoes it is pushed.
+func (c *ctr) bringUp(ctx context.Context, config sandbox.Config, guest guestos.Guest, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
+	n := c.node
+	if n.pool != nil && guest.Digest == n.options.Guest.Digest {
+		if r := n.pool.Take(ctx, pool.Class{CPUs: config.VM.CPUs, Memory: config.VM.Memory}); r != nil {
+			if r.Warm {
+				steps.done("take")
+			} else {
+				steps.done("restore")
+			}
+			err := c.adopt(ctx, r, config, undo)
+			if err == nil {
+				steps.done("plug")
+				return r.Sandbox, nil
+			}
+			n.options.Log.Warn("a virtual machine of the pool failed; booting one", "container", c.id, "err", err)
+		}
+	}
+	machine, err := c.boot(ctx, config, undo)
+	if err != nil {
+		return nil, fmt.Errorf("guest %s: %w", guest.Release, err)
+	}
+	steps.done("boot")
+	return machine, nil
+}
+
+// recordMachine stores that the container has, or is about to have, this VM.
+func (c *ctr) recordMachine(config sandbox.Config) error {
+	return c.change(func(r *record) { r.Sandbox, r.Booting = &config, true })
+}
+
+// unrecordMachine takes recordMachine back.
+func (c *ctr) unrecordMachine() error {
+	return c.change(func(r *record) { r.Sandbox, r.Booting = nil, false })
+}
+
+// adopt makes a VM of the pool the container's, and gives it the container's disks and name. Nothing of it is left on
+// error.
+func (c *ctr) adopt(ctx context.Context, r *pool.Ready, config sandbox.Config, undo *undoStack) error {
+	mine := r.Config
+	mine.Hostname, mine.VM.Disks = config.Hostname, config.VM.Disks
+	var steps undoStack
+	steps.push("user id", func() error { c.node.giveUID(mine.VM.UID); return nil })
+	steps.push("record", c.unrecordMachine)
+	steps.push("runtime directory", func() error { return os.RemoveAll(mine.VM.Dir) })
+	steps.push("virtual machine", r.Sandbox.Kill)
+	// The record may be late: until it is there, nobody owns the VM, and a daemon that starts ends it.
+	var recorded, named error
+	var all sync.WaitGroup
+	all.Go(func() { recorded = c.recordMachine(mine) })
+	all.Go(func() { named = r.Sandbox.Rename(ctx, mine.Hostname) })
+	err := r.Sandbox.Plug(ctx, mine.VM.Disks...)
+	all.Wait()
+	if err = errors.Join(err, recorded, named); err != nil {
+		steps.run(c.node.options.Log.With("container", c.id))
+		return err
+	}
+	undo.steps = append(undo.steps, steps.steps...)
+	return nil
+}
+
+// boot starts a VM of the container's own.
+func (c *ctr) boot(ctx context.Context, config sandbox.Config, undo *undoStack) (*sandbox.Sandbox, error) {
+	n := c.node
+	uid := n.takeUID()
+	undo.push("user id", func() error { n.giveUID(uid); return nil })
+	config.Token = sandbox.NewToken()
+	config.VM.ID, config.VM.Dir = c.id, filepath.Join(n.options.Run, "s", c.id[:12])
+	config.VM.UID, config.VM.GID = uid, uid
+	undo.push("record", c.unrecordMachine)
+	if err := c.recordMachine(config); err != nil {
+		return nil, err
+	}
+	undo.push("runtime directory", func() error { return os.RemoveAll(config.VM.Dir) })
+	if err := os.MkdirAll(config.VM.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make runtime directory: %w", err)
+	}
+	machine, err := sandbox.Start(ctx, n.options.Driver, config)
+	if err != nil {
+		return nil, err
+	}
+	undo.push("virtual machine", machine.Kill)
+	return machine, nil
+}
+
+// openPool opens the pool. Without it everything works, only slower: what keeps it from opening is logged.
+func (n *Node) openPool(ctx context.Context) {
+	if !n.options.Pool {
+		return
+	}
+	warm, err := n.warm()
+	if err == nil {
+		n.pool, err = pool.Open(ctx, pool.Options{
+			Dir: filepath.Join(n.options.Root, "templates"), Run: filepath.Join(n.options.Run, "s"),
+			Driver: n.options.Driver, Guest: n.options.Guest, Size: n.options.PoolSize, Warm: warm,
+			TakeUID: n.takeUID, GiveUID: n.giveUID, Log: n.options.Log,
+		})
+	}
+	if err != nil {
+		n.options.Log.Warn("every container boots its virtual machine", "reason", err)
+	}
+}
+
+// warm describes what a ready VM has done before: a container with docker's defaults.
+func (n *Node) warm() (pool.Warm, error) {
+	config := &container.Config{Hostname: "warm", Cmd: []string{"true"}, AttachStdout: true, AttachStderr: true}
+	prepared, _, err := runspec.Prepare(newID(), config, &container.HostConfig{}, n.settings)
+	if err != nil {
+		return pool.Warm{}, err
+	}
+	request, err := runspec.Create(prepared, n.settings)
+	if err != nil {
+		return pool.Warm{}, err
+	}
+	return pool.Warm{Request: request, Scratch: func(ctx context.Context, path string) error {
+		size, err := runspec.ScratchSize(&container.HostConfig{}, n.settings)
+		if err != nil {
+			return err
+		}
+		return n.scratch.New(ctx, path, size)
+	}}, nil
+}
+
+// PoolStatus tells what the pool has ready.
+func (n *Node) PoolStatus() []pool.Status {
+	if n.pool == nil {
+		return []pool.Status{}
+	}
+	return n.pool.Status()
+}

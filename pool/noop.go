@@ -1,0 +1,140 @@
+package pool
+
+import (
+	"bytes"
+	"encoding/binary"
+)
+
+// A program that does nothing, and on its way there what every program does at its start: it is loaded by an
+// interpreter of its own, maps memory and a file, reads, writes a byte and exits. It is put together here, from system
+// calls, because no build of cradle should need a C compiler for 500 bytes.
+
+// Where a system call's argument comes from, beside a number.
+type register string
+
+const (
+	mapped register = "mapped" // rbx: the memory that was mapped
+	opened register = "opened" // r12: the file that was opened
+	name   register = "name"   // the address of the program's own path, in the program
+)
+
+// step is one system call. Its result is kept in a register when keep says so.
+type step struct {
+	number int32
+	args   []any // int32 or register
+	keep   register
+}
+
+// Numbers of x86-64.
+const (
+	sysRead, sysWrite, sysClose, sysFstat, sysMmap, sysMprotect, sysMunmap, sysBrk = 0, 1, 3, 5, 9, 10, 11, 12
+	sysExitGroup, sysOpenat                                                        = 231, 257
+
+	atCwd        = -100
+	protRead     = 1
+	protWrite    = 2
+	mapPrivate   = 2
+	mapAnonymous = 0x20
+	span         = 64 << 10
+)
+
+// noopSteps is the program.
+func noopSteps() []step {
+	args := func(a ...any) []any { return a }
+	n := func(i int32) any { return i }
+	return []step{
+		{number: sysBrk, args: args(n(0))},
+		{number: sysMmap, args: args(n(0), n(span), n(protRead|protWrite), n(mapPrivate|mapAnonymous), n(-1), n(0)), keep: mapped},
+		{number: sysOpenat, args: args(n(atCwd), name, n(0), n(0)), keep: opened},
+		{number: sysFstat, args: args(opened, mapped)},
+		{number: sysRead, args: args(opened, mapped, n(512))},
+		{number: sysMmap, args: args(n(0), n(4096), n(protRead), n(mapPrivate), opened, n(0))},
+		{number: sysClose, args: args(opened)},
+		{number: sysMprotect, args: args(mapped, n(span), n(protRead))},
+		{number: sysMunmap, args: args(mapped, n(span))},
+		{number: sysWrite, args: args(n(1), name, n(1))},
+		{number: sysExitGroup, args: args(n(0))},
+	}
+}
+
+// loadArgument are, for each argument in turn, the instructions that load it: a number (4 bytes follow), rbx, r12.
+var loadArgument = [...]struct{ number, rbx, r12 []byte }{
+	{[]byte{0x48, 0xc7, 0xc7}, []byte{0x48, 0x89, 0xdf}, []byte{0x4c, 0x89, 0xe7}}, // rdi
+	{[]byte{0x48, 0xc7, 0xc6}, []byte{0x48, 0x89, 0xde}, []byte{0x4c, 0x89, 0xe6}}, // rsi
+	{[]byte{0x48, 0xc7, 0xc2}, nil, nil},                                           // rdx
+	{[]byte{0x49, 0xc7, 0xc2}, nil, nil},                                           // r10
+	{[]byte{0x49, 0xc7, 0xc0}, nil, []byte{0x4d, 0x89, 0xe0}},                      // r8
+	{[]byte{0x49, 0xc7, 0xc1}, nil, nil},                                           // r9
+}
+
+// assemble makes position-independent machine code of steps; path follows the code.
+func assemble(steps []step, path string) []byte {
+	var code []byte
+	var names []int // where the distance to path must be filled in, counted from behind it
+	imm := func(i int32) { code = binary.LittleEndian.AppendUint32(code, uint32(i)) }
+	for _, s := range steps {
+		for i, a := range s.args {
+			switch {
+			case a == mapped:
+				code = append(code, loadArgument[i].rbx...)
+			case a == opened:
+				code = append(code, loadArgument[i].r12...)
+			case a == name:
+				code = append(code, 0x48, 0x8d, 0x35, 0, 0, 0, 0) // lea rsi, [rip + distance]
+				names = append(names, len(code))
+			default:
+				code = append(code, loadArgument[i].number...)
+				imm(a.(int32))
+			}
+		}
+		code = append(code, 0xb8) // mov eax, number
+		imm(s.number)
+		code = append(code, 0x0f, 0x05) // syscall
+		switch s.keep {
+		case mapped:
+			code = append(code, 0x48, 0x89, 0xc3, 0xc6, 0x03, 0x0a) // mov rbx, rax; mov byte [rbx], 10
+		case opened:
+			code = append(code, 0x49, 0x89, 0xc4) // mov r12, rax
+		}
+	}
+	for _, at := range names {
+		binary.LittleEndian.PutUint32(code[at-4:], uint32(len(code)-at))
+	}
+	return append(append(code, path...), 0)
+}
+
+// elf makes an ELF program for x86-64 that runs code; with interpreter, which runs in its place, it needs that file.
+func elf(code []byte, interpreter string) []byte {
+	const headerSize, programSize = 64, 56
+	type program struct {
+		Type, Flags                                uint32
+		Offset, Vaddr, Paddr, Filesz, Memsz, Align uint64
+	}
+	var programs []program
+	start := uint64(headerSize + programSize)
+	if interpreter != "" {
+		start += programSize
+		programs = append(programs, program{Type: 3, Flags: 4, Offset: start, Vaddr: start, Paddr: start,
+			Filesz: uint64(len(interpreter) + 1), Memsz: uint64(len(interpreter) + 1), Align: 1})
+		code = append(append([]byte(interpreter), 0), code...)
+	}
+	entry := start
+	if interpreter != "" {
+		entry += uint64(len(interpreter) + 1)
+	}
+	total := start + uint64(len(code))
+	programs = append(programs, program{Type: 1, Flags: 5, Filesz: total, Memsz: total, Align: 4096})
+	var b bytes.Buffer
+	b.Write([]byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	le := binary.LittleEndian
+	binary.Write(&b, le, struct {
+		Type, Machine                                        uint16
+		Version                                              uint32
+		Entry, Phoff, Shoff                                  uint64
+		Flags                                                uint32
+		Ehsize, Phentsize, Phnum, Shentsize, Shnum, Shstrndx uint16
+	}{3, 62, 1, entry, headerSize, 0, 0, headerSize, programSize, uint16(len(programs)), 0, 0, 0})
+	binary.Write(&b, le, programs)
+	b.Write(code)
+	return b.Bytes()
+}

@@ -1,0 +1,371 @@
+// Package pool makes sandboxes start in tens of milliseconds: it saves a booted one of each size as a template, starts
+// others from it, and keeps some of them ready.
+//
+// # Templates
+//
+// A template is made once per guest, monitor, processor and size (package vm's saved state, with a manifest and its MAC),
+// the first time that a sandbox of this size was wanted and had to boot. It is loaded, and checked as a whole, at the first use;
+// from then on it lies in this process's memory, sealed, so that no file has to be checked at each restore and no
+// monitor can change it. A template that is damaged, or that a restore fails with, is thrown away and made again.
+//
+// # Ready sandboxes
+//
+// A ready one has been restored, has an identity of its own (sandbox.Restore) and has run a container that does
+// nothing. Take gives it away; it never comes back. They are made one at a time by one goroutine, and only while no
+// start is in progress (Begin), so that no user waits for somebody else's. Those of a size that nobody has wanted
+// for a while are ended, and their template is let go of.
+//
+// Take with nothing ready restores on the spot; without a template it says no, and the caller boots.
+//
+// # Directories
+//
+// Each sandbox has its runtime directory below Options.Run. Until Take has returned it is the pool's; after a crash it is
+// nobody's: whoever opens the pool's Run first ends the VMs of directories that no record names (Sweep).
+package pool
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/erofs"
+	"github.com/cradlevm/cradle/guestos"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// Numbers of the pool.
+const (
+	// DefaultMemory (bytes) is what the memory of all ready ones together may be.
+	DefaultMemory = 4 << 30
+
+	// idleAfter is how long after the last Take a size is still in demand.
+	idleAfter = 10 * time.Minute
+	// grace is how long after the end of a start the pool still leaves the processors alone: what was started has
+	// something to do.
+	grace = 100 * time.Millisecond
+	// maxFailures in a row, of making templates or sandboxes of a size, end the attempts.
+	maxFailures = 3
+	// takeLimit bounds a restore on the spot; then the caller boots.
+	takeLimit = 20 * time.Second
+)
+
+// Class is a size of sandboxes.
+type Class struct {
+	CPUs   int   `json:"cpus"`
+	Memory int64 `json:"memory"` // bytes
+}
+
+// Options of Open.
+type Options struct {
+	Dir    string // of templates, on a disk; made
+	Run    string // existing; a directory for each sandbox is made in it
+	Driver vm.Driver
+	Guest  guestos.Guest
+	Size   int   // sandboxes kept ready of each size in demand; 0: none, every Take restores on the spot
+	Memory int64 // bytes of guests' memory that all ready ones may have together; 0: DefaultMemory
+	Warm   Warm
+	// TakeUID reserves a user id for a VM, GiveUID returns it.
+	TakeUID func() uint32
+	GiveUID func(uint32)
+	Log     *slog.Logger
+}
+
+// Pool keeps sandboxes ready. All methods may be called from any goroutine.
+type Pool struct {
+	o     Options
+	store *store
+	layer string // path of the image to warm with
+
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup
+	wake chan struct{}
+	// restoring bounds restores at the same time: more would only take each other's time.
+	restoring chan struct{}
+
+	mu       sync.Mutex
+	classes  map[Class]*class
+	starting int       // starts in progress
+	started  time.Time // when the last start ended
+}
+
+// class is what the pool has of a size.
+type class struct {
+	Class
+	loading  sync.Mutex // held by who loads or makes the template
+	template *template  // nil: not loaded
+	wanted   time.Time  // the last Take
+	failures int        // in a row
+	ready    []*Ready
+}
+
+// Ready is a sandbox that was taken, or can be.
+type Ready struct {
+	Sandbox *sandbox.Sandbox
+	// Config is what the caller must store to find the sandbox again (sandbox.Attach).
+	Config sandbox.Config
+	// Warm tells one that was ready from one restored on the spot.
+	Warm bool
+}
+
+// Open opens the pool below o.Dir. Errors: a driver that cannot restore; those of the disk.
+func Open(ctx context.Context, o Options) (*Pool, error) {
+	if o.Memory == 0 {
+		o.Memory = DefaultMemory
+	}
+	s, err := openStore(ctx, o.Dir, o.Driver, o.Guest.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("open pool: %w", err)
+	}
+	form, name := erofs.TarIndex, layerName
+	if !o.Guest.Erofs512 {
+		form, name = erofs.Full, "plain-"+layerName
+	}
+	p := &Pool{
+		o: o, store: s, layer: filepath.Join(o.Dir, name), classes: map[Class]*class{}, wake: make(chan struct{}, 1),
+		restoring: make(chan struct{}, 2*runtime.NumCPU()),
+	}
+	if err := makeLayer(p.layer, form); err != nil {
+		return nil, fmt.Errorf("open pool: %w", err)
+	}
+	p.ctx, p.stop = context.WithCancel(context.WithoutCancel(ctx))
+	p.work.Go(p.run)
+	return p, nil
+}
+
+// Close ends all ready sandboxes. What was taken stays.
+func (p *Pool) Close() error {
+	p.stop()
+	p.work.Wait()
+	p.mu.Lock()
+	var all []*Ready
+	for _, c := range p.classes {
+		all = append(all, c.ready...)
+		c.ready = nil
+		if c.template != nil {
+			c.template.saved.Close()
+			c.template = nil
+		}
+	}
+	p.mu.Unlock()
+	var errs []error
+	for _, r := range all {
+		errs = append(errs, p.destroy(r))
+	}
+	return errors.Join(errs...)
+}
+
+// Begin says that a start is in progress, until end is called: the pool does not compete with it for the processors.
+func (p *Pool) Begin() (end func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.starting++
+	return sync.OnceFunc(func() {
+		p.mu.Lock()
+		p.starting--
+		p.started = time.Now()
+		p.mu.Unlock()
+		time.AfterFunc(grace, p.nudge)
+	})
+}
+
+// nudge makes the pool look at what there is to do.
+func (p *Pool) nudge() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// class returns the entry of a size. p.mu is held.
+func (p *Pool) class(c Class) *class {
+	if p.classes[c] == nil {
+		p.classes[c] = &class{Class: c}
+	}
+	return p.classes[c]
+}
+
+// Take returns a sandbox of this size, which is the caller's: it has no disks, no containers, and an identity of its own
+// but for its hostname. nil when the caller has to boot one itself; the reason, if it is not that there is no template
+// yet, has been logged.
+func (p *Pool) Take(ctx context.Context, size Class) *Ready {
+	p.mu.Lock()
+	c := p.class(size)
+	c.wanted = time.Now()
+	for len(c.ready) > 0 {
+		r := c.ready[0]
+		c.ready = c.ready[1:]
+		select {
+		case <-r.Sandbox.Done(): // its watch is about to find out
+		default:
+			p.mu.Unlock()
+			return r
+		}
+	}
+	p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, takeLimit)
+	defer cancel()
+	t, err := p.loaded(ctx, c)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			p.failed(c, "load template", err)
+		}
+		return nil
+	}
+	r, err := p.restore(ctx, t)
+	switch {
+	case err == nil:
+		p.mu.Lock()
+		c.failures = 0
+		p.mu.Unlock()
+	case ctx.Err() != nil: // says more about the machine's load than about the template
+		p.o.Log.Warn("restore on the spot", "err", err)
+	default:
+		p.discard(c, t, err)
+	}
+	return r
+}
+
+// loaded returns the template of a size, loading it if need be. fs.ErrNotExist when there is none.
+func (p *Pool) loaded(ctx context.Context, c *class) (*template, error) {
+	p.mu.Lock()
+	t := c.template
+	p.mu.Unlock()
+	if t != nil {
+		return t, nil
+	}
+	if !c.loading.TryLock() { // who holds it may take seconds to make one
+		return nil, fs.ErrNotExist
+	}
+	defer c.loading.Unlock()
+	return p.loadLocked(ctx, c)
+}
+
+// loadLocked is loaded for one who holds c.loading.
+func (p *Pool) loadLocked(ctx context.Context, c *class) (*template, error) {
+	p.mu.Lock()
+	t := c.template
+	p.mu.Unlock()
+	if t != nil {
+		return t, nil
+	}
+	t, err := p.store.load(ctx, c.Class)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {
+			err = errors.Join(err, p.store.drop(c.Class))
+		}
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.template = t
+	return t, nil
+}
+
+// discard throws away a template that a restore has failed with, unless it was the caller's patience that ended.
+func (p *Pool) discard(c *class, t *template, why error) {
+	if errors.Is(why, context.Canceled) {
+		return
+	}
+	p.mu.Lock()
+	current := c.template == t
+	if current {
+		c.template = nil
+	}
+	p.mu.Unlock()
+	if !current {
+		return
+	}
+	p.failed(c, "restore", errors.Join(why, p.store.drop(c.Class)))
+	// Others may be restoring from it: their files are their own, and what is not in use any more is freed.
+	t.saved.Close()
+}
+
+// failed counts and logs.
+func (p *Pool) failed(c *class, what string, err error) {
+	if p.ctx.Err() != nil {
+		return
+	}
+	p.mu.Lock()
+	c.failures++
+	last := c.failures >= maxFailures
+	p.mu.Unlock()
+	p.o.Log.Warn("containers start by booting", "reason", what, "err", err, "cpus", c.CPUs, "memory", c.Memory, "retry", !last)
+}
+
+// config describes a new sandbox and makes its runtime directory.
+func (p *Pool) config(size Class) (sandbox.Config, error) {
+	var id [6]byte
+	rand.Read(id[:])
+	name := hex.EncodeToString(id[:])
+	dir := filepath.Join(p.o.Run, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return sandbox.Config{}, err
+	}
+	uid := p.o.TakeUID()
+	return sandbox.Config{
+		Token: sandbox.NewToken(),
+		VM: vm.Config{
+			ID: name, Dir: dir, CPUs: size.CPUs, Memory: size.Memory,
+			Kernel: p.o.Guest.Kernel, Initrd: p.o.Guest.Initrd, UID: uid, GID: uid,
+		},
+	}, nil
+}
+
+// forget takes back what config did.
+func (p *Pool) forget(c sandbox.Config) error {
+	p.o.GiveUID(c.VM.UID)
+	return os.RemoveAll(c.VM.Dir)
+}
+
+// restore makes a sandbox from a template.
+func (p *Pool) restore(ctx context.Context, t *template) (*Ready, error) {
+	select {
+	case p.restoring <- struct{}{}:
+		defer func() { <-p.restoring }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	c, err := p.config(t.Class)
+	if err != nil {
+		return nil, err
+	}
+	box, err := sandbox.Restore(ctx, t.saved, c, t.Token)
+	if err != nil {
+		return nil, errors.Join(err, p.forget(c))
+	}
+	return &Ready{Sandbox: box, Config: c}, nil
+}
+
+// destroy ends a sandbox that nobody has taken.
+func (p *Pool) destroy(r *Ready) error {
+	return errors.Join(r.Sandbox.Kill(), p.forget(r.Config))
+}
+
+// Status is what the pool has of a size.
+type Status struct {
+	Class
+	Template bool `json:"template"` // loaded
+	Ready    int  `json:"ready"`
+}
+
+// Status tells what there is, in no order.
+func (p *Pool) Status() []Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := []Status{}
+	for _, c := range p.classes {
+		all = append(all, Status{c.Class, c.template != nil, len(c.ready)})
+	}
+	return all
+}

@@ -1,0 +1,380 @@
+package pool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/guestos"
+	"github.com/cradlevm/cradle/sandbox/sandboxtest"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// patience is for what takes milliseconds.
+const patience = 30 * time.Second
+
+var small = Class{CPUs: 1, Memory: 128 << 20}
+
+// bench is a pool on machines that are goroutines.
+type bench struct {
+	t      *testing.T
+	driver *sandboxtest.Driver
+	o      Options
+
+	mu   sync.Mutex
+	uids map[uint32]bool
+}
+
+func newBench(t *testing.T) *bench {
+	b := &bench{t: t, driver: sandboxtest.New(), uids: map[uint32]bool{}}
+	b.driver.Programs[noopPath] = func(*sandboxtest.Process) int { return 0 }
+	b.o = Options{
+		Dir: filepath.Join(t.TempDir(), "templates"), Run: t.TempDir(), Driver: b.driver, Size: 2,
+		Guest: guestos.Guest{Kernel: "kernel", Digest: "one"},
+		Warm: Warm{
+			Request: api.CreateRequest{Spec: &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}}},
+			Scratch: func(_ context.Context, path string) error { return os.WriteFile(path, nil, 0o600) },
+		},
+		TakeUID: b.takeUID, GiveUID: b.giveUID,
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+	return b
+}
+
+func (b *bench) takeUID() uint32 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for uid := uint32(1000); ; uid++ {
+		if !b.uids[uid] {
+			b.uids[uid] = true
+			return uid
+		}
+	}
+}
+
+func (b *bench) giveUID(uid uint32) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.uids[uid] {
+		b.t.Errorf("user id %d given back twice", uid)
+	}
+	delete(b.uids, uid)
+}
+
+// open opens the pool. At the test's end it is closed and nothing may be left but what was taken.
+func (b *bench) open() *Pool {
+	b.t.Helper()
+	p, err := Open(context.Background(), b.o)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { b.close(p) })
+	return p
+}
+
+func (b *bench) close(p *Pool) {
+	if err := p.Close(); err != nil {
+		b.t.Error(err)
+	}
+	if n := len(b.driver.Running()); n != 0 {
+		b.t.Errorf("%d machines are left", n)
+	}
+	if entries, _ := os.ReadDir(b.o.Run); len(entries) != 0 {
+		b.t.Errorf("left: %v", entries)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.uids) != 0 {
+		b.t.Errorf("user ids not given back: %v", b.uids)
+	}
+}
+
+// start is a start of a container, as the node does it.
+func (b *bench) start(p *Pool) *Ready {
+	defer p.Begin()()
+	return p.Take(context.Background(), small)
+}
+
+// end is the end of a container.
+func (b *bench) end(p *Pool, r *Ready) {
+	b.t.Helper()
+	if err := p.destroy(r); err != nil {
+		b.t.Error(err)
+	}
+}
+
+// machine is the machine behind a sandbox.
+func (b *bench) machine(r *Ready) *sandboxtest.Machine { return b.driver.Machine(r.Config.VM.ID) }
+
+func (b *bench) await(what string, done func() bool) {
+	b.t.Helper()
+	for began := time.Now(); !done(); time.Sleep(time.Millisecond) {
+		if time.Since(began) > patience {
+			b.t.Fatal("in vain waited for:", what)
+		}
+	}
+}
+
+func ready(p *Pool, n int) func() bool {
+	return func() bool {
+		for _, s := range p.Status() {
+			if s.Class == small {
+				return s.Ready == n
+			}
+		}
+		return n == 0
+	}
+}
+
+// filled opens a pool and waits until it has what it wants.
+func (b *bench) filled() *Pool {
+	b.t.Helper()
+	p := b.open()
+	if r := b.start(p); r != nil {
+		b.t.Fatal("took something from nothing")
+	}
+	b.await("two ready", ready(p, 2))
+	return p
+}
+
+func TestTake(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	var taken []*Ready
+	for range 3 {
+		r := b.start(p)
+		if r == nil {
+			t.Fatal("nothing to take")
+		}
+		taken = append(taken, r)
+	}
+	if !taken[0].Warm || !taken[1].Warm {
+		t.Error("what was ready is not warm")
+	}
+	for i, r := range taken {
+		m := b.machine(r)
+		if !m.Bare() {
+			t.Errorf("sandbox %d comes with disks or containers", i)
+		}
+		mine := m.Identity()
+		if len(mine.Seed) != 64 || !bytes.Equal(mine.Token, r.Config.Token[:]) || mine.MachineID == "" || mine.UnixNanos == 0 {
+			t.Errorf("sandbox %d has the identity %+v", i, mine)
+		}
+		for _, other := range taken[:i] {
+			its := b.machine(other).Identity()
+			if bytes.Equal(mine.Seed, its.Seed) || bytes.Equal(mine.Token, its.Token) || mine.MachineID == its.MachineID || r.Config.VM.UID == other.Config.VM.UID {
+				t.Error("two sandboxes share a part of their identity")
+			}
+		}
+	}
+	b.await("two ready again", ready(p, 2))
+	for _, r := range taken {
+		b.end(p, r)
+	}
+}
+
+func TestTemplateStays(t *testing.T) {
+	b := newBench(t)
+	b.close(b.filled())
+	booted := b.driver.Started()
+	p := b.open()
+	r := b.start(p)
+	if r == nil || r.Warm {
+		t.Fatalf("took %+v; want one restored on the spot", r)
+	}
+	if n := b.driver.Started() - booted; n != 1 {
+		t.Errorf("%d machines started for it", n)
+	}
+	b.end(p, r)
+}
+
+func TestStartsComeFirst(t *testing.T) {
+	b := newBench(t)
+	p := b.open()
+	end := p.Begin()
+	if p.Take(context.Background(), small) != nil {
+		t.Fatal("took something from nothing")
+	}
+	late := time.Now().Add(time.Minute)
+	if p.next(late) != nil {
+		t.Error("there is something to do during a start")
+	}
+	end()
+	end() // of no effect
+	p.mu.Lock()
+	ended := p.started
+	p.mu.Unlock()
+	if p.next(ended.Add(grace/2)) != nil {
+		t.Error("there is something to do right after a start")
+	}
+	b.await("two ready", ready(p, 2))
+}
+
+func TestIdle(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	do := p.next(time.Now().Add(idleAfter + time.Second))
+	if do == nil {
+		t.Fatal("nothing to do although nobody wants what there is")
+	}
+	do()
+	if !ready(p, 0)() || len(b.driver.Running()) != 0 {
+		t.Error("sandboxes are left")
+	}
+}
+
+func TestBudget(t *testing.T) {
+	b := newBench(t)
+	b.o.Memory = small.Memory * 3 / 2
+	p := b.open()
+	b.start(p)
+	b.await("one ready", ready(p, 1))
+	if p.next(time.Now().Add(time.Second)) != nil {
+		t.Error("there is something to do although the memory is used up")
+	}
+}
+
+func TestReadyOneDies(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	b.driver.Running()[0].Die(errors.New("killed"))
+	b.await("the dead one forgotten", func() bool {
+		entries, err := os.ReadDir(b.o.Run)
+		return err == nil && len(entries) == 2 && ready(p, 2)() && len(b.driver.Running()) == 2
+	})
+}
+
+// templateFile is the saved machine of the one template there is.
+func (b *bench) templateFile() string {
+	b.t.Helper()
+	all, err := filepath.Glob(filepath.Join(b.o.Dir, "*", "saved"))
+	if err != nil || len(all) != 1 {
+		b.t.Fatalf("templates: %v, %v", all, err)
+	}
+	return all[0]
+}
+
+func TestDamagedTemplate(t *testing.T) {
+	b := newBench(t)
+	b.close(b.filled())
+	if err := os.WriteFile(b.templateFile(), []byte("a changed machine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := b.open()
+	if r := b.start(p); r != nil {
+		b.end(p, r)
+		t.Fatal("took a sandbox of a damaged template")
+	}
+	b.await("another template", ready(p, 2))
+	if text, err := os.ReadFile(b.templateFile()); err != nil || string(text) != "a saved machine" {
+		t.Errorf("the template is %q, %v", text, err)
+	}
+}
+
+func TestOthersTemplates(t *testing.T) {
+	for name, change := range map[string]func(*bench){
+		"another guest":        func(b *bench) { b.o.Guest.Digest = "two" },
+		"another installation": func(b *bench) { os.Remove(filepath.Join(b.o.Dir, keyName)) },
+		"unfinished": func(b *bench) {
+			dir := filepath.Dir(b.templateFile())
+			os.Rename(dir, filepath.Join(filepath.Dir(dir), unfinished+"1"))
+			os.Remove(filepath.Join(filepath.Dir(dir), unfinished+"1", manifestName))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.close(b.filled())
+			change(b)
+			p := b.open()
+			if all, _ := filepath.Glob(filepath.Join(b.o.Dir, "*", "*")); len(all) != 0 {
+				t.Errorf("left of it: %v", all)
+			}
+			if r := b.start(p); r != nil {
+				b.end(p, r)
+				t.Error("took a sandbox of it")
+			}
+		})
+	}
+}
+
+// TestSwapped: a template under another one's name is not used.
+func TestSwapped(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	other := Class{CPUs: 2, Memory: 256 << 20}
+	if err := os.CopyFS(p.store.path(other), os.DirFS(p.store.path(small))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.store.load(context.Background(), other); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("loading it: %v", err)
+	}
+}
+
+func TestRestoreFails(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	b.driver.FailRestore(errors.New("no"))
+	for range 2 {
+		b.end(p, b.start(p))
+	}
+	// Each failure throws the template away and makes another, until it is given up.
+	b.await("the end of attempts", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.classes[small].failures >= maxFailures
+	})
+	if r := b.start(p); r != nil {
+		b.end(p, r)
+		t.Error("took a sandbox that cannot be restored")
+	}
+	if p.next(time.Now().Add(time.Second)) != nil {
+		t.Error("it is still being tried")
+	}
+}
+
+func TestWarmingFails(t *testing.T) {
+	b := newBench(t)
+	delete(b.driver.Programs, noopPath)
+	p := b.open()
+	if b.start(p) != nil {
+		t.Fatal("took something from nothing")
+	}
+	b.await("the end of attempts", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.classes[small].failures >= maxFailures
+	})
+}
+
+func TestManyTake(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	for range 50 {
+		all.Go(func() {
+			r := b.start(p)
+			if r == nil {
+				t.Error("nothing to take")
+				return
+			}
+			mu.Lock()
+			if seen[r.Config.VM.ID] {
+				t.Error("one sandbox taken twice")
+			}
+			seen[r.Config.VM.ID] = true
+			mu.Unlock()
+			b.end(p, r)
+		})
+	}
+	all.Wait()
+}

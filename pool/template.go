@@ -1,0 +1,252 @@
+package pool
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// Names below the templates' directory.
+const (
+	keyName      = "mac.key"
+	layerName    = "noop.erofs"
+	manifestName = "manifest"
+	unfinished   = ".new-" // begins the name of a directory that is being made
+)
+
+// templateFormat changes with what is in a template, how it is made or how it is warmed.
+const templateFormat = 1
+
+// base is what templates of all sizes depend on.
+type base struct {
+	Format   int    `json:"format"`
+	Protocol int    `json:"protocol"` // api.ProtocolVersion
+	Guest    string `json:"guest"`    // guestos.Guest.Digest
+	Monitor  string `json:"monitor"`  // vm.Restorer.StateVersion
+}
+
+// manifest describes a template; it lies beside its files, after its MAC.
+type manifest struct {
+	Base   base       `json:"base"`
+	Class  Class      `json:"class"`
+	Token  wire.Token `json:"token"`  // what the saved agent knows; no restored one is left with it
+	Digest string     `json:"digest"` // vm.Saved.Digest
+}
+
+// template is a loaded one.
+type template struct {
+	manifest
+	saved vm.Saved
+}
+
+// store keeps templates in a directory, each in one of its own named by what it depends on. One process at a time
+// may use it.
+type store struct {
+	dir      string
+	driver   vm.Driver
+	restorer vm.Restorer
+	base     base
+	mac      []byte // this installation's key: a template from elsewhere is none
+}
+
+// openStore opens dir and removes from it what an interrupted run, or an earlier version, has left.
+func openStore(ctx context.Context, dir string, driver vm.Driver, guest string) (*store, error) {
+	r, ok := driver.(vm.Restorer)
+	if !ok {
+		return nil, errors.New("this virtual machine monitor cannot restore")
+	}
+	version, err := r.StateVersion(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	s := &store{dir: dir, driver: driver, restorer: r,
+		base: base{Format: templateFormat, Protocol: api.ProtocolVersion, Guest: guest, Monitor: version}}
+	if s.mac, err = installationKey(filepath.Join(dir, keyName)); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			if strings.HasPrefix(e.Name(), unfinished) {
+				os.Remove(filepath.Join(dir, e.Name()))
+			}
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		if m, err := s.read(path); err != nil || m.Base != s.base {
+			if err := os.RemoveAll(path); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return s, nil
+}
+
+// installationKey reads the key at path, making it at first.
+func installationKey(path string) ([]byte, error) {
+	const size = 32
+	key, err := os.ReadFile(path)
+	if err == nil && len(key) == size {
+		return key, nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	key = make([]byte, size)
+	rand.Read(key)
+	os.Remove(path)
+	return key, writeSynced(path, key)
+}
+
+// writeSynced writes a new file that only we may read.
+func writeSynced(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// path is where the template of a class belongs.
+func (s *store) path(c Class) string {
+	id, err := json.Marshal(struct {
+		Base  base
+		Class Class
+	}{s.base, c})
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	sum := sha256.Sum256(id)
+	return filepath.Join(s.dir, hex.EncodeToString(sum[:16]))
+}
+
+func (s *store) sign(m []byte) string {
+	h := hmac.New(sha256.New, s.mac)
+	h.Write(m)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// read returns a template's manifest if its MAC is right.
+func (s *store) read(dir string) (m manifest, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, manifestName))
+	if err != nil {
+		return m, err
+	}
+	mac, body, _ := bytes.Cut(b, []byte("\n"))
+	if !hmac.Equal(mac, []byte(s.sign(body))) {
+		return m, fmt.Errorf("template %s: its manifest was not written by this installation", dir)
+	}
+	return m, json.Unmarshal(body, &m)
+}
+
+// load reads the template of a class into memory and checks all of it. fs.ErrNotExist when there is none.
+func (s *store) load(ctx context.Context, c Class) (*template, error) {
+	dir := s.path(c)
+	m, err := s.read(dir)
+	if err != nil {
+		return nil, err
+	}
+	if m.Base != s.base || m.Class != c {
+		return nil, fmt.Errorf("template %s is another one's", dir)
+	}
+	saved, err := s.restorer.Load(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	if saved.Digest() != m.Digest {
+		saved.Close()
+		return nil, fmt.Errorf("template %s is damaged: its digest is %s, not %s", dir, saved.Digest(), m.Digest)
+	}
+	return &template{manifest: m, saved: saved}, nil
+}
+
+// build cold-boots a sandbox, lets prepare warm it, and saves it as the template of its class. config is complete but
+// for Savable and the token. Nothing of the sandbox is left, nor of a template that could not be finished.
+func (s *store) build(ctx context.Context, c Class, config sandbox.Config, prepare func(*sandbox.Sandbox) error) (_ *template, err error) {
+	dir, err := os.MkdirTemp(s.dir, unfinished)
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir) // of no effect once it has its name
+	config.VM.Savable, config.Token = true, sandbox.NewToken()
+	if err := s.save(ctx, config, dir, prepare); err != nil {
+		return nil, err
+	}
+	saved, err := s.restorer.Load(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			saved.Close()
+		}
+	}()
+	m := manifest{Base: s.base, Class: c, Token: config.Token, Digest: saved.Digest()}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	if err := writeSynced(filepath.Join(dir, manifestName), append([]byte(s.sign(body)+"\n"), body...)); err != nil {
+		return nil, err
+	}
+	if err := s.drop(c); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(dir, s.path(c)); err != nil {
+		return nil, err
+	}
+	if err := syncDir(s.dir); err != nil {
+		return nil, err
+	}
+	return &template{manifest: m, saved: saved}, nil
+}
+
+// save boots, prepares and saves a sandbox into dir.
+func (s *store) save(ctx context.Context, config sandbox.Config, dir string, prepare func(*sandbox.Sandbox) error) (err error) {
+	box, err := sandbox.Start(ctx, s.driver, config)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, box.Kill()) }()
+	if err := prepare(box); err != nil {
+		return err
+	}
+	return box.Snapshot(ctx, dir)
+}
+
+// drop removes the template of a class from the disk.
+func (s *store) drop(c Class) error { return os.RemoveAll(s.path(c)) }
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,67 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// Plug attaches disks, all at the same time: a monitor takes as long for many as for a few.
+func (s *Sandbox) Plug(ctx context.Context, disks ...vm.Disk) error {
+	p, ok := s.vm.(vm.DiskPlugger)
+	if !ok {
+		return api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot plug disks")
+	}
+	return each(disks, func(d vm.Disk) error { return p.Plug(ctx, d) })
+}
+
+// Unplug detaches disks that nothing in the guest uses, all at the same time.
+func (s *Sandbox) Unplug(ctx context.Context, disks ...vm.Disk) error {
+	p, ok := s.vm.(vm.DiskPlugger)
+	if !ok {
+		return api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot unplug disks")
+	}
+	return each(disks, func(d vm.Disk) error { return p.Unplug(ctx, d.Serial) })
+}
+
+// each calls f for all disks at once and joins the errors.
+func each(disks []vm.Disk, f func(vm.Disk) error) error {
+	errs := make([]error, len(disks))
+	var all sync.WaitGroup
+	for i, d := range disks {
+		all.Go(func() { errs[i] = f(d) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+// Snapshot saves the sandbox in dir; it must have no containers and no disks. Kill is all that can be done with it then.
+func (s *Sandbox) Snapshot(ctx context.Context, dir string) error {
+	v, ok := s.vm.(vm.Snapshotter)
+	if !ok {
+		return api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot save")
+	}
+	s.Disconnect()
+	return v.Snapshot(ctx, dir)
+}
+
+// End ends the VM, if one runs, whose runtime directory is dir and of which nothing else is known.
+func End(ctx context.Context, driver vm.Driver, dir string) error {
+	// What a VM was made of does not matter for finding it, but must be something that can be.
+	machine, err := driver.Attach(ctx, vm.Config{ID: filepath.Base(dir), Dir: dir, CPUs: 1, Memory: vm.MinMemory, Kernel: "none"})
+	switch {
+	case errors.Is(err, vm.ErrExited):
+		return nil
+	case err != nil:
+		return fmt.Errorf("find virtual machine: %w", err)
+	}
+	if err := machine.Kill(); err != nil {
+		return fmt.Errorf("kill virtual machine: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package sandboxtest
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// savedName is the one file of a saved machine: anything but savedText is damage that only the digest shows.
+const (
+	savedName = "saved"
+	savedText = "a saved machine"
+)
+
+// FailRestore makes every Restore fail; nil ends that.
+func (d *Driver) FailRestore(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unrestorable = err
+}
+
+// StateVersion implements vm.Restorer.
+func (*Driver) StateVersion(context.Context) (string, error) { return "a test", nil }
+
+// Load implements vm.Restorer.
+func (d *Driver) Load(_ context.Context, dir string) (vm.Saved, error) {
+	b, err := os.ReadFile(filepath.Join(dir, savedName))
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	return &saved{d, hex.EncodeToString(sum[:])}, nil
+}
+
+type saved struct {
+	driver *Driver
+	digest string
+}
+
+func (s *saved) Digest() string { return s.digest }
+func (*saved) Close() error     { return nil }
+
+func (s *saved) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
+	s.driver.mu.Lock()
+	err := s.driver.unrestorable
+	s.driver.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return s.driver.Start(ctx, c)
+}
+
+// Snapshot implements vm.Snapshotter.
+func (m *Machine) Snapshot(_ context.Context, dir string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.Config.Savable || len(m.disks) > 0 || len(m.containers) > 0 {
+		return fmt.Errorf("%w: Savable %v, %d disks, %d containers", vm.ErrInvalid, m.Config.Savable, len(m.disks), len(m.containers))
+	}
+	return os.WriteFile(filepath.Join(dir, savedName), []byte(savedText), 0o600)
+}
+
+// Plug implements vm.DiskPlugger.
+func (m *Machine) Plug(_ context.Context, d vm.Disk) error {
+	if err := d.Check(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(d.Path); err != nil {
+		return fmt.Errorf("%w: %w", vm.ErrInvalid, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		return vm.ErrExited
+	}
+	if m.disks[d.Serial] {
+		return fmt.Errorf("%w: disk %s is there", vm.ErrInvalid, d.Serial)
+	}
+	if m.disks == nil {
+		m.disks = map[string]bool{}
+	}
+	m.disks[d.Serial] = true
+	return nil
+}
+
+// Unplug implements vm.DiskPlugger.
+func (m *Machine) Unplug(_ context.Context, serial string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.disks[serial] {
+		return vm.ErrNotFound
+	}
+	delete(m.disks, serial)
+	return nil
+}
+
+// Bare reports whether the machine has neither disks nor containers.
+func (m *Machine) Bare() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.disks) == 0 && len(m.containers) == 0
+}
+
+// Identity is what the machine was configured with, the last value of each field.
+func (m *Machine) Identity() api.ConfigureRequest {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.identity
+}
+
+// configure takes an identity as the agent does.
+func (m *Machine) configure(r api.ConfigureRequest) error {
+	if len(r.Token) != 0 && len(r.Token) != 16 {
+		return errors.New("bad token")
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i := &m.identity
+	if r.Hostname != "" {
+		i.Hostname = r.Hostname
+	}
+	if r.UnixNanos != 0 {
+		i.UnixNanos = r.UnixNanos
+	}
+	if len(r.Seed) != 0 {
+		i.Seed = r.Seed
+	}
+	if r.MachineID != "" {
+		i.MachineID = r.MachineID
+	}
+	if len(r.Token) != 0 {
+		i.Token = r.Token
+	}
+	return nil
+}
+
+var (
+	_ vm.Restorer    = (*Driver)(nil)
+	_ vm.Snapshotter = (*Machine)(nil)
+	_ vm.DiskPlugger = (*Machine)(nil)
+)
