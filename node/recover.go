@@ -61,7 +61,7 @@ func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 		}
 	}
 	if rec.Sandbox == nil {
-		n.settle(c)
+		n.settle(c, false)
 		return nil
 	}
 	machine, err := n.attach(ctx, rec)
@@ -83,7 +83,7 @@ func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 		return nil
 	}
 	c.clear(rec)
-	n.settle(c)
+	n.settle(c, rec.Booting)
 	return nil
 }
 
@@ -144,8 +144,9 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 	}()
 }
 
-// settle does what a container without a VM has coming when the daemon starts.
-func (n *Node) settle(c *ctr) {
+// settle does what a container without a VM has coming when the daemon starts. cut says that a start was cut short. A
+// container that is removed at its end and was never started stays: daemons come and go more often than docker's.
+func (n *Node) settle(c *ctr, cut bool) {
 	if up(c.snapshot().Status) {
 		err := c.change(func(r *record) {
 			r.ExitCode, r.Finished = 137, n.started
@@ -158,7 +159,7 @@ func (n *Node) settle(c *ctr) {
 	}
 	rec := c.snapshot()
 	switch {
-	case rec.Removing, rec.HostConfig.AutoRemove && rec.Status != container.StateRestarting:
+	case rec.Removing, rec.HostConfig.AutoRemove && (rec.Status == container.StateExited || cut):
 		c.op.Lock()
 		defer c.op.Unlock()
 		if err := c.remove(); err != nil {
