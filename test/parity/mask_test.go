@@ -38,6 +38,8 @@ func everywhere() []pattern {
 // hide masks one output of a side whose own directory is dir.
 func (m mask) hide(text, dir string) string {
 	text = strings.ReplaceAll(text, dir, "{dir}")
+	// After a start that failed, docker's older command lines say this or not: two answers of the daemon's race in them.
+	text = regexp.MustCompile(`(?m)^time=.* msg="error waiting for container: context canceled" *\n`).ReplaceAllString(text, "")
 	for _, p := range everywhere() {
 		text = p.re.ReplaceAllString(text, p.by)
 	}
