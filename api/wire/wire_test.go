@@ -392,7 +392,7 @@ func TestContextEndsACall(t *testing.T) {
 	go func() {
 		hello := make([]byte, helloSize)
 		io.ReadFull(b, hello)
-		out := append(append([]byte{}, magic[:]...), 0, 0, 0, 1)
+		out := binary.BigEndian.AppendUint32(append([]byte{}, magic[:]...), api.ProtocolVersion)
 		b.Write(append(out, hello[helloSize-nonceSize:]...))
 	}()
 	c, err := Dial(context.Background(), a, testToken)

@@ -149,7 +149,7 @@ func TestNoMachinePaths(t *testing.T) {
 		}
 		for _, path := range paths {
 			rel, _ := filepath.Rel(root(t), path)
-			if strings.HasPrefix(rel, "out") || strings.HasPrefix(rel, "bin") || strings.HasSuffix(rel, "_test.go") {
+			if strings.HasPrefix(rel, ".git") || strings.HasPrefix(rel, "out") || strings.HasPrefix(rel, "bin") || strings.HasSuffix(rel, "_test.go") {
 				continue
 			}
 			if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() || info.Size() > 1<<20 {

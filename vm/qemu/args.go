@@ -129,6 +129,8 @@ func (l *launch) kernelWords() []string {
 		}
 		// Address randomization makes TCG translate the same code again for each process.
 		words = append(words, "norandmaps")
+		// Patching the lock prefixes out for one processor costs a page table switch, and so a translation, for each.
+		words = append(words, "noreplace-smp")
 	}
 	return append(words, slices.Clone(l.cmdline)...)
 }
