@@ -21,18 +21,17 @@ LDFLAGS    := -s -w -X $(V).Version=$(VERSION) -X $(V).GitCommit=$(COMMIT) -X $(
 RUN_PACKAGES  := qemu-system-x86 e2fsprogs
 TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev
 
-# What cradle is held against. Installing them starts a system's dockerd, so that it is left to whoever runs one: without
-# them test/parity skips.
+# What cradle is held against by `make parity`. Installing them starts a system's dockerd where systemd runs.
 PEER_PACKAGES := docker.io containerd runc iptables iproute2
 
 # Packages whose tests start virtual machines: not under the race detector, and one after the other.
-VM_TESTS    := ./guest ./vm/... ./test/...
+VM_TESTS    := ./guest ./vm/... ./test/e2e ./test/hardimage ./test/rootless ./test/crash
 TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/bzImage \
                CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images \
                CRADLE_GUEST_DEBIAN=$(OUT)/guest-debian:$(OUT)/guest-debian-release
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build guest debian-guests kernel images deps test-deps demo test unit-test vm-test bench lint man install clean
+.PHONY: help build guest debian-guests kernel images deps test-deps demo test unit-test vm-test parity bench lint man install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -78,7 +77,7 @@ deps: ## packages needed to run containers
 	$(call install_packages,$(RUN_PACKAGES))
 
 test-deps: ## packages needed by the tests
-	$(call install_packages,$(TEST_PACKAGES) $(if $(wildcard /run/systemd/system),,$(PEER_PACKAGES)))
+	$(call install_packages,$(TEST_PACKAGES))
 
 demo: deps ## run a container in a virtual machine of its own
 	@if [ -e out/guest/manifest ]; then $(MAKE) --no-print-directory build; \
@@ -93,6 +92,10 @@ unit-test: test-deps
 
 vm-test: test-deps guest debian-guests images
 	$(TEST_ENV) go test -p 1 -timeout 30m $(VM_TESTS)
+
+parity: test-deps guest images ## the same commands against cradle and Debian's dockerd (minutes)
+	$(call install_packages,$(PEER_PACKAGES))
+	$(TEST_ENV) go test -count=1 -timeout 60m ./test/parity
 
 bench: build guest images ## benchmarks, as ratios
 	$(TEST_ENV) hack/bench.sh
