@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -10,8 +11,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"context"
 )
 
 // poolPatience is for a template to be made and a sandbox to be warmed, on a busy machine.
@@ -54,7 +53,7 @@ func (h *house) awaitPool(t *testing.T, least int) {
 // Containers that start from one template, whether warmed or restored on the spot, have nothing in common that tells
 // one from another or is to be secret; and the clock is right.
 func TestNoTwoAreTheSame(t *testing.T) {
-	c := inOwn(t)
+	c := inOwn(t, "CRADLE_POOL=2")
 	const script = `cat /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | md5sum; date +%s`
 	seen := map[string]bool{}
 	check := func() {
@@ -85,7 +84,7 @@ func TestNoTwoAreTheSame(t *testing.T) {
 // A daemon that is killed takes its ready virtual machines with it, at the latest when the next one starts; its
 // template serves the next one.
 func TestKilledDaemonLeavesNothingReady(t *testing.T) {
-	c := inOwn(t)
+	c := inOwn(t, "CRADLE_POOL=2")
 	c.ok(t, "run", "--rm", "busybox", "true")
 	c.house.awaitPool(t, 2)
 	machines := func() []string {
