@@ -299,6 +299,39 @@ func TestAnotherTokenIsNotHeard(t *testing.T) {
 	echo(t, dial(t, q), "two")
 }
 
+// TestSetToken: a session goes on when the token changes, and only the new one opens others.
+func TestSetToken(t *testing.T) {
+	q := newQueue(whole)
+	l := Listen(guestEnd{q})
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go Serve(conn, testAgent)
+		}
+	}()
+	t.Cleanup(func() { q.toGuest.close(); q.toHost.close() })
+	c := dial(t, q)
+	echo(t, c, "one")
+	l.SetToken(Token{9})
+	echo(t, c, "two")
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := Dial(ctx, q.connect(), testToken); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("the token that was opens a session: %v", err)
+	}
+	ctx, cancel = context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c, err := Dial(ctx, q.connect(), Token{9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	echo(t, c, "three")
+}
+
 // TestLastByteIsNotHeldBack: a message that ends like a hello begins must reach the session without another byte.
 func TestLastByteIsNotHeldBack(t *testing.T) {
 	q := newQueue(whole)

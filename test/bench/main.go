@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string) error {
 	defer os.RemoveAll(dir)
 	e.dir = dir
 	var rows []row
-	for _, b := range []bench{{"boot", boot}, {"load", load}, {"run", runs}} {
+	for _, b := range []bench{{"boot", boot}, {"load", load}, {"run", runs}, {"pool", pools}} {
 		if *only != "" && !slices.Contains(strings.Split(*only, ","), b.name) {
 			continue
 		}

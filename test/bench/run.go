@@ -21,11 +21,11 @@ type daemon struct {
 	cmd *exec.Cmd
 }
 
-func startDaemon(ctx context.Context, e env, name string) (*daemon, error) {
+func startDaemon(ctx context.Context, e env, name string, flags ...string) (*daemon, error) {
 	root := filepath.Join(e.dir, name)
 	d := &daemon{e: e, env: append(os.Environ(),
 		"CRADLE_ROOT="+filepath.Join(root, "root"), "CRADLE_RUN="+filepath.Join(root, "run"), "CRADLE_GUEST="+e.guest)}
-	d.cmd = exec.Command(filepath.Join(e.bin, "cradle"), "daemon")
+	d.cmd = exec.Command(filepath.Join(e.bin, "cradle"), append([]string{"daemon"}, flags...)...)
 	d.cmd.Env = d.env
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	log, err := d.cmd.StderrPipe()
@@ -82,7 +82,7 @@ func (d *daemon) cradle(ctx context.Context, args ...string) error {
 
 // runs measures the whole way of a container from the command line: cold boot, no pool yet.
 func runs(ctx context.Context, e env) ([]row, error) {
-	d, err := startDaemon(ctx, e, "run")
+	d, err := startDaemon(ctx, e, "run", "--pool", "off")
 	if err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ func inShared(t *testing.T, program string) client {
 }
 
 // inOwn is a client in a house of its own, whose daemon starts on demand; the house is empty but for busybox.
-func inOwn(t *testing.T) client {
+func inOwn(t *testing.T, env ...string) client {
 	t.Helper()
 	if shared.missing != "" {
 		t.Skip(shared.missing)
@@ -57,6 +57,7 @@ func inOwn(t *testing.T) client {
 			t.Error(err)
 		}
 	})
+	h.env = append(h.env, env...)
 	if err := h.load("busybox"); err != nil {
 		t.Fatal(err)
 	}

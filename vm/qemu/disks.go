@@ -31,6 +31,9 @@ type diskTable struct {
 	mu    sync.Mutex
 	disks map[string]*diskEntry
 	used  [maxDisks]bool
+	// next, below targets, is where the search for a free slot begins. A slot is used again as late as can be: the guest may still be
+	// busy with the end of the disk that had it, and would take the new one for the old.
+	next int
 }
 
 // diskEntry is a disk of the table.
@@ -46,12 +49,20 @@ func (t *diskTable) reserve(serial string) (slot int, err error) {
 	if _, there := t.disks[serial]; there {
 		return 0, fmt.Errorf("%w: there is already a disk with this serial", vm.ErrInvalid)
 	}
-	slot = slices.Index(t.used[:], false)
-	if slot < 0 {
+	if slot = t.free(); slot < 0 {
 		return 0, fmt.Errorf("%w: a VM has %d disks at most", vm.ErrInvalid, maxDisks)
 	}
 	t.disks[serial], t.used[slot] = &diskEntry{slot: slot, busy: true}, true
+	t.next = (slot + 1) % targets
 	return slot, nil
+}
+
+// free is a free slot, on a target of its own while there are such; -1 when there is none. t.mu is held.
+func (t *diskTable) free() int {
+	if i := slices.Index(t.used[t.next:targets], false); i >= 0 {
+		return t.next + i
+	}
+	return slices.Index(t.used[:], false)
 }
 
 // take finds a disk that is about to go.
@@ -227,6 +238,7 @@ func (m *machine) readDisks(ctx context.Context) error {
 	for _, c := range children {
 		if slot, serial, ok := parseDeviceID(c.Name); ok {
 			m.disks.disks[serial], m.disks.used[slot] = &diskEntry{slot: slot}, true
+			m.disks.next = (slot + 1) % targets
 		}
 	}
 	return nil

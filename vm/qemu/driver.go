@@ -180,7 +180,7 @@ func takeCharge(ctx context.Context, c vm.Config, proc *process, in *inputs,
 	}
 	if c.Savable && !in.restore {
 		m.ram, in.ram = in.ram, nil // the machine's from here on
-		m.shape = shape{CPUs: c.CPUs}
+		m.cpus = c.CPUs
 	}
 	return m, nil
 }

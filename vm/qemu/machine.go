@@ -29,7 +29,7 @@ type machine struct {
 	deletions deletions
 	migration migration
 	ram       *os.File // the guest's memory; nil when it cannot be saved
-	shape     shape    // when ram is there
+	cpus      int      // when ram is there
 
 	mu     sync.Mutex
 	asked  bool     // Shutdown or Kill has been called: the end is no error

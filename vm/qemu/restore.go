@@ -82,6 +82,9 @@ func (d *Driver) load(ctx context.Context, dir string) (_ *saved, err error) {
 	if err := json.Unmarshal(form, &s.shape); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", vm.ErrInvalid, savedShape, err)
 	}
+	if s.shape.Slot < 0 || s.shape.Slot >= targets {
+		return nil, fmt.Errorf("%w: %s: slot %d", vm.ErrInvalid, savedShape, s.shape.Slot)
+	}
 	memory, err := os.Open(filepath.Join(dir, savedMemory))
 	if err != nil {
 		return nil, err
@@ -164,6 +167,7 @@ func (s *saved) open(c vm.Config) (*inputs, error) {
 
 // resume hands QEMU its state and waits until it has taken it: the guest runs then.
 func (s *saved) resume(ctx context.Context, m *machine) error {
+	m.disks.next = s.shape.Slot
 	state, err := memoryCopy(bytes.NewReader(s.state))
 	if err != nil {
 		return err

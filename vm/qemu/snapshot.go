@@ -20,10 +20,11 @@ const (
 	savedShape  = "shape"
 )
 
-// shape is what of a machine's configuration QEMU does not miss in the state when it is wrong. As JSON it is the file
-// savedShape.
+// shape is what QEMU does not know from the state: how many processors there must be, which it does not check, and
+// which slot the next disk gets. As JSON it is the file savedShape.
 type shape struct {
 	CPUs int `json:"cpus"`
+	Slot int `json:"slot"`
 }
 
 // migration follows QEMU's one migration, out or in.
@@ -88,7 +89,7 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 
 func (m *machine) snapshot(ctx context.Context, dir string) (err error) {
 	m.disks.mu.Lock()
-	disks := len(m.disks.disks)
+	disks, form := len(m.disks.disks), shape{CPUs: m.cpus, Slot: m.disks.next}
 	m.disks.mu.Unlock()
 	switch {
 	case m.ram == nil:
@@ -121,15 +122,15 @@ func (m *machine) snapshot(ctx context.Context, dir string) (err error) {
 	if err := copySparse(ctx, memory, m.ram, nil); err != nil {
 		return fmt.Errorf("write memory: %w", err)
 	}
-	form, err := os.OpenFile(filepath.Join(dir, savedShape), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	file, err := os.OpenFile(filepath.Join(dir, savedShape), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, form.Close()) }()
-	if err := json.NewEncoder(form).Encode(m.shape); err != nil {
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if err := json.NewEncoder(file).Encode(form); err != nil {
 		return err
 	}
-	return syncAll(dir, state, memory, form)
+	return syncAll(dir, state, memory, file)
 }
 
 // syncAll syncs files and the directory they are in.

@@ -1,0 +1,123 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// poolPatience is for a template to be made and a sandbox to be warmed, on a busy machine.
+const poolPatience = 3 * time.Minute
+
+// poolStatus is what the daemon says of its pool, all sizes together.
+func (h *house) poolStatus(t *testing.T) (ready int) {
+	t.Helper()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", h.socket())
+	}}}
+	answer, err := client.Get("http://cradle/cradle/v1/pool")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sizes []struct{ Ready int }
+	if err := json.Unmarshal(body, &sizes); err != nil {
+		t.Fatalf("%s: %v", body, err)
+	}
+	for _, s := range sizes {
+		ready += s.Ready
+	}
+	return ready
+}
+
+func (h *house) awaitPool(t *testing.T, least int) {
+	t.Helper()
+	for began := time.Now(); h.poolStatus(t) < least; time.Sleep(20 * time.Millisecond) {
+		if time.Since(began) > poolPatience {
+			t.Fatalf("fewer than %d virtual machines are ready", least)
+		}
+	}
+}
+
+// Containers that start from one template, whether warmed or restored on the spot, have nothing in common that tells
+// one from another or is to be secret; and the clock is right.
+func TestNoTwoAreTheSame(t *testing.T) {
+	c := inOwn(t, "CRADLE_POOL=2")
+	const script = `cat /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | md5sum; date +%s`
+	seen := map[string]bool{}
+	check := func() {
+		t.Helper()
+		lines := strings.Fields(strings.ReplaceAll(c.ok(t, "run", "--rm", "busybox", "sh", "-c", script), " -", ""))
+		if len(lines) != 4 {
+			t.Fatalf("the container says %q", lines)
+		}
+		for _, secret := range lines[:3] {
+			if seen[secret] {
+				t.Errorf("%s has been seen before", secret)
+			}
+			seen[secret] = true
+		}
+		if now, err := time.ParseDuration(lines[3] + "s"); err != nil || time.Since(time.Unix(0, 0).Add(now)).Abs() > time.Minute {
+			t.Errorf("the container's clock says %s, it is %d (%v)", lines[3], time.Now().Unix(), err)
+		}
+	}
+	check() // boots
+	for range 3 {
+		c.house.awaitPool(t, 2)
+		for range 4 { // two that are ready, then some restored on the spot
+			check()
+		}
+	}
+}
+
+// A daemon that is killed takes its ready virtual machines with it, at the latest when the next one starts; its
+// template serves the next one.
+func TestKilledDaemonLeavesNothingReady(t *testing.T) {
+	c := inOwn(t, "CRADLE_POOL=2")
+	c.ok(t, "run", "--rm", "busybox", "true")
+	c.house.awaitPool(t, 2)
+	machines := func() []string {
+		all, err := filepath.Glob(filepath.Join(c.house.run(), "s", "*", "qemu.pid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	if n := len(machines()); n < 2 {
+		t.Fatalf("%d virtual machines run", n)
+	}
+	var pids []string
+	for _, m := range machines() {
+		b, err := os.ReadFile(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, strings.Fields(string(b))[0])
+	}
+	c.house.killDaemon(t)
+	if got := c.ok(t, "ps", "-aq"); got != "" { // starts another daemon
+		t.Errorf("containers: %s", got)
+	}
+	for _, pid := range pids {
+		if cmdline, err := os.ReadFile(filepath.Join("/proc", pid, "cmdline")); err == nil && strings.Contains(string(cmdline), "qemu") {
+			t.Errorf("process %s still runs", pid)
+		}
+	}
+	if left := machines(); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	if got := c.ok(t, "run", "--rm", "busybox", "echo", "fine"); got != "fine" {
+		t.Errorf("after it: %q", got)
+	}
+}
