@@ -108,7 +108,11 @@ func (l *launch) processor() []string {
 		return []string{"-accel", "kvm", "-cpu", "host"}
 	}
 	// Without a bound, translated code alone can take hundreds of megabytes.
-	return []string{"-accel", "tcg,tb-size=32", "-cpu", "max"}
+	args := []string{"-accel", "tcg,tb-size=32", "-cpu", "max"}
+	if l.count {
+		args = append(args, "-icount", "shift=0,sleep=off")
+	}
+	return args
 }
 
 // kernelWords is the kernel's command line. reboot=t ends QEMU, by a triple fault and -no-reboot, on whatever
