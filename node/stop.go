@@ -92,6 +92,7 @@ func (c *ctr) stop(ctx context.Context, signal string, timeout *int) error {
 		c.emit(events.ActionStop, nil)
 		return nil
 	}
+	c.emit(events.ActionKill, map[string]string{"signal": strconv.Itoa(sig)}) // docker's word for any signal
 	if err := r.signal(ctx, c.process(), sig); err != nil && !errors.Is(err, sandbox.ErrGone) {
 		c.node.options.Log.Warn("send stop signal", "container", c.id, "err", err)
 	}
