@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"time"
 )
 
 // Sentinels, to be found with errors.Is.
@@ -34,6 +36,8 @@ const (
 	MinMemory = 48 << 20
 	MaxMemory = 16 << 40
 	MaxCPUs   = 64
+	// MaxNICs is how many network interfaces a VM may have: what is left of microvm's eight virtio slots.
+	MaxNICs = 4
 	// MaxSerial is the longest Disk.Serial: what QEMU's scsi-hd reports in VPD page 0x80.
 	MaxSerial = 36
 )
@@ -52,7 +56,7 @@ type Config struct {
 	Cmdline []string // extra words for the kernel; the driver adds console, clock and its own
 
 	Disks []Disk // present from boot on; a Disk may also be plugged later
-	NICs  []NIC  // reserved for the network issue: must be empty
+	NICs  []NIC  // MaxNICs at most; they neither come nor go while the VM lives, and a restored VM has as many as were saved
 
 	// UID and GID the monitor runs as, when the caller may choose (0: the caller's own).
 	UID, GID uint32
@@ -71,10 +75,28 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// NIC is a network interface of the VM.
+// NIC is a network interface of the VM. Its hardware address is api.SlotMAC of its index in Config.NICs, always: guests
+// restored from one state find their interfaces by it, and the agent then sets the address that the endpoint was given.
+// With neither TAP nor User it has no link: what the guest sends is lost.
 type NIC struct {
-	MAC net.HardwareAddr
-	TAP string // name of an existing TAP device
+	TAP   string // name of an existing, persistent TAP device made with IFF_VNET_HDR; the VMM gets its descriptor
+	NetNS string // path of the network namespace the TAP is in; empty: the caller's
+	User  *User  // a network without privileges inside the monitor; excludes TAP
+}
+
+// User is a user-mode network: the guest reaches what the monitor's process reaches, nothing reaches the guest but
+// through a Forwarder.
+type User struct {
+	Subnet  netip.Prefix // IPv4, the guest's network; there is no DHCP to wait for
+	Gateway netip.Addr   // answers as the host
+	DNS     netip.Addr   // forwards to the host's resolvers
+}
+
+// Forward is a port of the host that leads to a user-mode interface.
+type Forward struct {
+	Protocol string         // "tcp" or "udp"
+	Host     netip.AddrPort // IPv4, to listen at
+	Guest    netip.AddrPort
 }
 
 // Driver starts virtual machines of one monitor.
@@ -136,6 +158,33 @@ type Snapshotter interface {
 	Snapshot(ctx context.Context, dir string) error
 }
 
+// Checkpointer is a VM whose state can be saved while it goes on, however it was started, with its disks.
+type Checkpointer interface {
+	// Checkpoint saves memory, processors and devices into the host's memory. Once the processors stand still and all
+	// writes to disks have reached their files it calls still, which copies the disks; then the VM goes on as it was
+	// before, whatever still or the saving has come to. pause is for how long it stood still (0 when it already did).
+	// The disks of c in Saved.Restore must be those of now: the same serials in the same order, over copies of the
+	// files as still saw them. Errors: still's; ErrExited; what the monitor said.
+	Checkpoint(ctx context.Context, still func(context.Context) error) (s Saved, pause time.Duration, err error)
+}
+
+// Forwarder is a VM with user-mode interfaces whose forwarded ports come and go.
+type Forwarder interface {
+	// Forward opens f on the interface with this index. The error says so when the host's port is taken.
+	Forward(ctx context.Context, nic int, f Forward) error
+	// Unforward closes it. ErrNotFound when it is not open.
+	Unforward(ctx context.Context, nic int, f Forward) error
+}
+
+// Ballooner is a VM that gives memory back.
+type Ballooner interface {
+	// Balloon asks the guest to have only so many bytes of its memory; it does so as far and as fast as it can. Pages
+	// that the guest has freed return to the host by themselves where the monitor can do that.
+	Balloon(ctx context.Context, bytes int64) error
+	// Ballooned says how many bytes the guest has now.
+	Ballooned(ctx context.Context) (int64, error)
+}
+
 // Restorer is a Driver that starts VMs from saved state.
 type Restorer interface {
 	// StateVersion names, in one line, all that saved state depends on beside the Config: the monitor's version and
@@ -151,9 +200,9 @@ type Saved interface {
 	// Digest is a hex sha256 over all of it. It depends on the contents only, not on where a file has holes.
 	Digest() string
 	// Restore is Driver.Start, except that the guest goes on from where it was saved. Its memory is private to it,
-	// copied when written. c must have the CPUs, Memory and Accel of the VM that was saved, and its Kernel (which does
-	// not boot); no disks; Savable, Initrd and Cmdline do not matter. Errors: as Start; what the monitor said when it
-	// does not take the state. On error nothing is left behind.
+	// copied when written. c must have the CPUs, Memory, Accel, and as many NICs as the VM that was saved, its Kernel
+	// (which does not boot), and its disks (none after Snapshot); Savable, Initrd and Cmdline do not matter.
+	// Errors: as Start; what the monitor said when it does not take the state. On error nothing is left behind.
 	Restore(ctx context.Context, c Config) (VM, error)
 	// Close forgets the state; VMs restored from it go on.
 	Close() error
@@ -213,7 +262,7 @@ func (c *Config) Check() error {
 	if c.Savable && len(c.Disks) != 0 {
 		return bad("Savable", "a VM with disks cannot be saved")
 	}
-	if len(c.NICs) != 0 {
+	if len(c.NICs) != 0 { // drivers do not have them yet
 		return bad("NICs", "network interfaces are not supported yet")
 	}
 	return nil
