@@ -19,8 +19,8 @@ func SlotMAC(slot int) net.HardwareAddr {
 // NetworkRequest describes all of a guest's network beside its loopback interface, which is always up.
 type NetworkRequest struct {
 	Interfaces []Interface `json:"interfaces"`
-	// Containers names the containers whose Files follow the network, and their new contents: a container that joins
-	// or leaves a network gets other /etc/hosts and /etc/resolv.conf. The files must have been given at create.
+	// Files are new contents of the files that follow the network: a container that joins
+	// or leaves one gets other /etc/hosts and /etc/resolv.conf. They must have been given at create.
 	Files []ContainerFiles `json:"files,omitempty"`
 }
 

@@ -38,6 +38,8 @@ type Agent struct {
 	initFD   int
 	initErr  error
 
+	network network
+
 	mu         sync.Mutex
 	listener   *wire.Listener // nil before Listen
 	containers map[string]*container

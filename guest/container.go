@@ -28,6 +28,7 @@ type container struct {
 	nodes  []string       // block devices that it holds
 	later  []launch.Mount // for the first process to make
 	disks  map[string]string
+	given  givenFiles
 
 	working sync.WaitGroup // calls that work on the container's files; c.work adds to it
 	cutWork chan struct{}  // closed to end them
@@ -97,7 +98,7 @@ func (c *container) prepare(nodes []string) error {
 	if err := mountRootfs(&r.Rootfs, nodes); err != nil {
 		return err
 	}
-	files, err := stageFiles(r.Files)
+	files, err := c.given.stage(r.Files)
 	if err != nil {
 		return err
 	}
@@ -263,6 +264,7 @@ func (c *container) release() error {
 		<-p.exited
 		p.forget()
 	}
+	c.given.close()
 	if c.thread != nil {
 		c.thread.leave(c.agent.mountNS)
 	}

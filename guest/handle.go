@@ -94,6 +94,12 @@ func (a *Agent) answer(c *wire.Call) (any, error) {
 			return nil, err
 		}
 		return nil, a.update(&r)
+	case api.MethodNetwork:
+		var r api.NetworkRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return nil, a.setNetwork(&r)
 	case api.MethodShutdown:
 		a.shutdown()
 		return nil, nil

@@ -48,7 +48,7 @@ func checkCreate(r *api.CreateRequest) error {
 		s.Linux = &specs.Linux{}
 	}
 	for _, f := range r.Files {
-		if !cleanPath(f.Path) || len(f.Data) > 1<<20 || f.Mode&^0o7777 != 0 {
+		if !cleanPath(f.Path) || len(f.Data) > maxGiven || f.Mode&^0o7777 != 0 {
 			return api.Errorf(api.CodeInvalid, "file %.80q", f.Path)
 		}
 	}

@@ -3,7 +3,6 @@ package guest
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/cradlevm/cradle/api"
@@ -24,32 +23,6 @@ func setNames(host, domain string) error {
 		}
 	}
 	return nil
-}
-
-// stageFiles writes the host's files on the stage and returns them as mounts to be attached.
-func stageFiles(files []api.File) ([]*graft, error) {
-	if len(files) == 0 {
-		return nil, nil
-	}
-	if err := unix.Mkdir("f", 0o700); err != nil {
-		return nil, err
-	}
-	var list []*graft
-	for i, f := range files {
-		name := "f/" + strconv.Itoa(i)
-		if err := os.WriteFile(name, f.Data, 0o600); err != nil {
-			return nil, err
-		}
-		if err := unix.Chmod(name, f.Mode); err != nil {
-			return nil, err
-		}
-		tree, err := openTree(name)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, &graft{path: f.Path, tree: tree})
-	}
-	return list, nil
 }
 
 // stageVolumes makes a directory on the upper filesystem for each volume, filled with what the image has at its path.

@@ -316,6 +316,11 @@ func (s *Sandbox) Resume(ctx context.Context) error {
 	return p.Resume(ctx)
 }
 
+// Network makes the guest's interfaces, and the network's files of its containers, as r says.
+func (s *Sandbox) Network(ctx context.Context, r api.NetworkRequest) error {
+	return s.call(ctx, api.MethodNetwork, r, nil)
+}
+
 // Ping asks the agent how it is.
 func (s *Sandbox) Ping(ctx context.Context) (r api.PingResult, err error) {
 	err = s.call(ctx, api.MethodPing, nil, &r)

@@ -1,0 +1,333 @@
+package guest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/cradlevm/cradle/api"
+	"golang.org/x/sys/unix"
+)
+
+// network is the guest's interfaces as the host last wanted them. What a container with the right to do so has changed
+// meanwhile is its own business: the host's wall is outside of the guest.
+type network struct {
+	mu    sync.Mutex
+	index map[int]int            // slot → the kernel's number of the interface; nil before the first look
+	now   map[int]*wantedNetwork // by slot
+}
+
+// wantedNetwork is an api.Interface, checked and parsed.
+type wantedNetwork struct {
+	api.Interface
+	mac       []byte
+	addresses []netip.Prefix
+	routes    []wantedRoute
+}
+
+type wantedRoute struct {
+	to      netip.Prefix
+	gateway netip.Addr // the zero Addr: on the link
+	metric  int
+}
+
+// Bounds of a request; more is a mistake.
+const (
+	maxAddresses = 64
+	maxRoutes    = 256
+	maxSysctls   = 64
+)
+
+// setNetwork answers MethodNetwork.
+func (a *Agent) setNetwork(r *api.NetworkRequest) error {
+	wanted, err := parseNetwork(r.Interfaces)
+	if err != nil {
+		return err
+	}
+	for _, f := range r.Files {
+		c, err := a.container(f.ID)
+		if err != nil {
+			return err
+		}
+		if err := c.given.rewrite(f.Files); err != nil {
+			return err
+		}
+	}
+	return a.network.apply(wanted)
+}
+
+// parseNetwork checks all of a request's interfaces before any is touched.
+func parseNetwork(list []api.Interface) (map[int]*wantedNetwork, error) {
+	wanted, names := map[int]*wantedNetwork{}, map[string]bool{}
+	for _, i := range list {
+		if i.Slot < 0 || i.Slot >= api.MaxSlots || wanted[i.Slot] != nil {
+			return nil, api.Errorf(api.CodeInvalid, "interface slot %d", i.Slot)
+		}
+		if !interfaceName(i.Name) || names[i.Name] {
+			return nil, api.Errorf(api.CodeInvalid, "interface name %.40q", i.Name)
+		}
+		w, err := parseInterface(i)
+		if err != nil {
+			return nil, api.Errorf(api.CodeInvalid, "interface %s: %w", i.Name, err)
+		}
+		wanted[i.Slot], names[i.Name] = w, true
+	}
+	return wanted, nil
+}
+
+func parseInterface(i api.Interface) (*wantedNetwork, error) {
+	w := &wantedNetwork{Interface: i}
+	if i.MTU != 0 && (i.MTU < 68 || i.MTU > 65535) {
+		return nil, fmt.Errorf("MTU %d", i.MTU)
+	}
+	if len(i.Addresses) > maxAddresses || len(i.Routes) > maxRoutes || len(i.Sysctls) > maxSysctls {
+		return nil, errors.New("too many addresses, routes or sysctls")
+	}
+	w.mac = api.SlotMAC(i.Slot)
+	if i.MAC != "" {
+		mac, err := net.ParseMAC(i.MAC)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			return nil, fmt.Errorf("hardware address %.40q", i.MAC)
+		}
+		w.mac = mac
+	}
+	for _, s := range i.Addresses {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, err
+		}
+		w.addresses = append(w.addresses, p)
+	}
+	for _, r := range i.Routes {
+		to, err := netip.ParsePrefix(r.Destination)
+		if err != nil {
+			return nil, err
+		}
+		one := wantedRoute{to: to.Masked(), metric: r.Metric}
+		if r.Gateway != "" {
+			if one.gateway, err = netip.ParseAddr(r.Gateway); err != nil {
+				return nil, err
+			}
+			if one.gateway.Is4() != to.Addr().Is4() {
+				return nil, fmt.Errorf("route to %s through %s", to, one.gateway)
+			}
+		}
+		w.routes = append(w.routes, one)
+	}
+	for _, s := range i.Sysctls {
+		if s.Family != "ipv4" && s.Family != "ipv6" || !sysctlWord(s.Key) {
+			return nil, fmt.Errorf("sysctl %.20q %.40q", s.Family, s.Key)
+		}
+	}
+	return w, nil
+}
+
+func interfaceName(s string) bool {
+	return s != "" && len(s) < unix.IFNAMSIZ && s != "." && s != ".." && s != "lo" && s != "all" && s != "default" &&
+		!strings.ContainsAny(s, "/: \t\n\x00%")
+}
+
+func sysctlWord(s string) bool {
+	for _, c := range s {
+		if c != '_' && (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// apply makes the interfaces so. Those that are so already are not touched.
+func (n *network) apply(wanted map[int]*wantedNetwork) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.index == nil {
+		index, err := findSlots()
+		if err != nil {
+			return err
+		}
+		n.index, n.now = index, map[int]*wantedNetwork{}
+	}
+	for slot, w := range wanted {
+		if n.index[slot] == 0 {
+			return api.Errorf(api.CodeInvalid, "interface %s: the machine has no network interface in slot %d", w.Name, slot)
+		}
+	}
+	nl, err := openNetlink()
+	if err != nil {
+		return err
+	}
+	defer nl.close()
+	// Names first, out of one another's way.
+	for slot, index := range n.index {
+		w, now := wanted[slot], n.now[slot]
+		if now != nil && w != nil && w.Name == now.Name {
+			continue
+		}
+		parked := attribute(nil, unix.IFLA_IFNAME, []byte("crdl"+strconv.Itoa(slot)+"\x00"))
+		if err := nl.link(index, false, parked); err != nil {
+			return fmt.Errorf("take interface %d down: %w", slot, err)
+		}
+		if now != nil { // going down has flushed its IPv6 addresses only
+			if err := now.forget(nl, index, nil); err != nil {
+				return err
+			}
+		}
+		delete(n.now, slot)
+	}
+	for slot, w := range wanted {
+		now := n.now[slot]
+		if now != nil && reflect.DeepEqual(now.Interface, w.Interface) {
+			continue
+		}
+		delete(n.now, slot) // should it fail half-way, the next request begins anew
+		if err := w.set(nl, n.index[slot], now); err != nil {
+			return api.Errorf(api.CodeInternal, "interface %s: %w", w.Name, err)
+		}
+		n.now[slot] = w
+	}
+	return nil
+}
+
+// set configures an interface that is parked (now is nil) or has been configured as now, whose name it keeps.
+func (w *wantedNetwork) set(nl *rtnetlink, index int, now *wantedNetwork) error {
+	attributes := attribute(nil, unix.IFLA_ADDRESS, w.mac)
+	if w.MTU != 0 {
+		attributes = attribute32(attributes, unix.IFLA_MTU, uint32(w.MTU))
+	}
+	if now == nil {
+		attributes = attribute(attributes, unix.IFLA_IFNAME, append([]byte(w.Name), 0))
+	}
+	if err := nl.link(index, now != nil, attributes); err != nil {
+		return err
+	}
+	if now != nil {
+		if err := now.forget(nl, index, w); err != nil {
+			return err
+		}
+	}
+	for _, s := range w.Sysctls {
+		file := path.Join("/proc/sys/net", s.Family, "conf", w.Name, s.Key)
+		if err := os.WriteFile(file, []byte(s.Value), 0); err != nil {
+			return err
+		}
+	}
+	if err := nl.link(index, true, nil); err != nil {
+		return fmt.Errorf("bring up: %w", err)
+	}
+	for _, p := range w.addresses {
+		if err := nl.address(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index, p); err != nil {
+			return fmt.Errorf("address %s: %w", p, err)
+		}
+	}
+	for _, r := range w.routes {
+		if err := nl.route(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index, r); err != nil {
+			return fmt.Errorf("route to %s: %w", r.to, err)
+		}
+	}
+	return nil
+}
+
+// forget removes the routes and addresses that w, when there is one, does not have.
+func (now *wantedNetwork) forget(nl *rtnetlink, index int, w *wantedNetwork) error {
+	gone := func(err error) bool {
+		return err == nil || err == unix.ESRCH || err == unix.EADDRNOTAVAIL || err == unix.ENOENT
+	}
+	for _, r := range now.routes {
+		if w == nil || !slices.Contains(w.routes, r) {
+			if err := nl.route(unix.RTM_DELROUTE, 0, index, r); !gone(err) {
+				return fmt.Errorf("remove route to %s: %w", r.to, err)
+			}
+		}
+	}
+	for _, p := range now.addresses {
+		if w == nil || !slices.Contains(w.addresses, p) {
+			if err := nl.address(unix.RTM_DELADDR, 0, index, p); !gone(err) {
+				return fmt.Errorf("remove address %s: %w", p, err)
+			}
+		}
+	}
+	return nil
+}
+
+func family(a netip.Addr) byte {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// address adds or removes an address. There is no duplicate to detect: the host gives each to one guest.
+func (n *rtnetlink) address(kind, flags uint16, index int, p netip.Prefix) error {
+	body := []byte{family(p.Addr()), byte(p.Bits()), unix.IFA_F_NODAD, unix.RT_SCOPE_UNIVERSE}
+	body = binary.NativeEndian.AppendUint32(body, uint32(index))
+	body = attribute(body, unix.IFA_LOCAL, p.Addr().AsSlice())
+	body = attribute(body, unix.IFA_ADDRESS, p.Addr().AsSlice())
+	if p.Addr().Is4() && p.Bits() < 31 {
+		broadcast := p.Addr().As4()
+		for i := p.Bits(); i < 32; i++ {
+			broadcast[i/8] |= 0x80 >> (i % 8)
+		}
+		body = attribute(body, unix.IFA_BROADCAST, broadcast[:])
+	}
+	return n.do(kind, flags, body)
+}
+
+// route adds or removes a route. The gateway need not be in a subnet of the interface.
+func (n *rtnetlink) route(kind, flags uint16, index int, r wantedRoute) error {
+	scope, onlink := byte(unix.RT_SCOPE_LINK), uint32(0)
+	if r.gateway.IsValid() {
+		scope, onlink = unix.RT_SCOPE_UNIVERSE, unix.RTNH_F_ONLINK
+	}
+	if !r.to.Addr().Is4() {
+		scope = unix.RT_SCOPE_UNIVERSE
+	}
+	body := []byte{family(r.to.Addr()), byte(r.to.Bits()), 0, 0, unix.RT_TABLE_MAIN, unix.RTPROT_STATIC, scope, unix.RTN_UNICAST}
+	body = binary.NativeEndian.AppendUint32(body, onlink)
+	body = attribute(body, unix.RTA_DST, r.to.Addr().AsSlice())
+	body = attribute32(body, unix.RTA_OIF, uint32(index))
+	if r.gateway.IsValid() {
+		body = attribute(body, unix.RTA_GATEWAY, r.gateway.AsSlice())
+	}
+	if r.metric != 0 {
+		body = attribute32(body, unix.RTA_PRIORITY, uint32(r.metric))
+	}
+	return n.do(kind, flags, body)
+}
+
+// findSlots finds the interfaces that the monitor has made, which have their first hardware address still.
+func findSlots() (map[int]int, error) {
+	const dir = "/sys/class/net"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	found := map[int]int{}
+	for _, e := range entries {
+		address, err := readSmall(path.Join(dir, e.Name(), "address"), 64)
+		if err != nil {
+			continue
+		}
+		for slot := range api.MaxSlots {
+			if strings.TrimSpace(string(address)) != api.SlotMAC(slot).String() {
+				continue
+			}
+			number, err := readSmall(path.Join(dir, e.Name(), "ifindex"), 16)
+			if err != nil {
+				return nil, err
+			}
+			if found[slot], err = strconv.Atoi(strings.TrimSpace(string(number))); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return found, nil
+}
