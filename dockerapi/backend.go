@@ -41,6 +41,7 @@ type Backend interface {
 	FileBackend
 	ExecBackend
 	ImageBackend
+	NetworkBackend
 }
 
 // AuthBackend is an optional power of a Backend, found by assertion: it checks credentials for docker login.

@@ -197,9 +197,6 @@ func networksOf(r record) map[string]*network.EndpointSettings {
 	return map[string]*network.EndpointSettings{"none": {NetworkID: noneNetworkID}}
 }
 
-// noneNetworkID is the id under which the API shows the network "none".
-const noneNetworkID = "6e6f6e6500000000000000000000000000000000000000000000000000000000"
-
 func platformOf(img image.Image) string {
 	p := img.Config.OS + "/" + img.Config.Architecture
 	if img.Config.Variant != "" {
