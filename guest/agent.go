@@ -13,6 +13,7 @@ package guest
 import (
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -103,10 +104,10 @@ func (a *Agent) add(id string, c *container) error {
 	return nil
 }
 
-func (a *Agent) remove(id string) {
+func (a *Agent) removeContainer(c *container) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.containers, id)
+	maps.DeleteFunc(a.containers, func(_ string, other *container) bool { return other == c })
 }
 
 // unshared lists the devices that only c holds; the host may unplug those once c is gone.

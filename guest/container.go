@@ -22,7 +22,7 @@ const (
 // container is one container from create to delete.
 type container struct {
 	agent  *Agent
-	req    *api.CreateRequest
+	req    *api.CreateRequest // its ID is the one it was created with; agent.containers has the one it goes by
 	thread *thread
 	cgroup *cgroup
 	nodes  []string       // block devices that it holds
@@ -53,7 +53,7 @@ func (a *Agent) create(r *api.CreateRequest) (err error) {
 	defer func() {
 		if err != nil {
 			c.release()
-			a.remove(r.ID)
+			a.removeContainer(c)
 			return
 		}
 		c.mu.Lock()
@@ -238,7 +238,7 @@ func (c *container) delete() error {
 		c.mu.Unlock()
 		return err
 	}
-	c.agent.remove(c.req.ID)
+	c.agent.removeContainer(c)
 	return nil
 }
 

@@ -102,7 +102,7 @@ func TestVM(t *testing.T) {
 		{"users", testUsers}, {"exec", testExec}, {"terminal", testTerminal}, {"stdin", testStdin},
 		{"limits", testLimits}, {"mounts", testMounts}, {"hostile", testHostile}, {"init", testInit},
 		{"output", testOutputSurvives}, {"upper", testUpper}, {"layers", testManyLayers}, {"refused", testRefused},
-		{"devices", testDevices}, {"inspect", testInspect}, {"unplug", testUnplug}, {"speed", testSpeed}, {"configure", testConfigure},
+		{"devices", testDevices}, {"inspect", testInspect}, {"unplug", testUnplug}, {"speed", testSpeed}, {"identity", testIdentity}, {"configure", testConfigure},
 	} {
 		ok := t.Run(test.name, func(t *testing.T) {
 			outer := v.t

@@ -88,6 +88,12 @@ func (a *Agent) answer(c *wire.Call) (any, error) {
 			return nil, err
 		}
 		return nil, a.freeze(&r)
+	case api.MethodIdentify:
+		var r api.IdentifyRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return nil, a.identify(&r)
 	case api.MethodUpdate:
 		var r api.UpdateRequest
 		if err := c.Params(&r); err != nil {

@@ -1,0 +1,18 @@
+package api
+
+// MethodIdentify (IdentifyRequest → none) makes a container that was saved while it ran another one. It is called after
+// MethodConfigure, while the container's processes stand still (MethodFreeze), so that none of them sees the one it
+// was. Execs of the container, at whose other end nobody is any more, are killed and forgotten.
+const MethodIdentify = "identify"
+
+// IdentifyRequest says who a restored container is. The zero value of a field leaves it as it is.
+type IdentifyRequest struct {
+	ID    string `json:"id"`              // as it is known now
+	NewID string `json:"newId,omitempty"` // as it is to be known from now on
+
+	Hostname  string `json:"hostname,omitempty"`
+	BootID    string `json:"bootId,omitempty"`    // a UUID: what /proc/sys/kernel/random/boot_id shows in the container
+	MachineID string `json:"machineId,omitempty"` // 32 hex digits: put in the place of an /etc/machine-id that is there
+	// Files replace what CreateRequest.Files gave the same paths.
+	Files []File `json:"files,omitempty"`
+}
