@@ -15,6 +15,7 @@ import (
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/guestos"
 	"github.com/cradlevm/cradle/sandbox/sandboxtest"
+	"github.com/cradlevm/cradle/snapshot"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -285,8 +286,8 @@ func TestOthersTemplates(t *testing.T) {
 		"another installation": func(b *bench) { os.Remove(filepath.Join(b.o.Dir, keyName)) },
 		"unfinished": func(b *bench) {
 			dir := filepath.Dir(b.templateFile())
-			os.Rename(dir, filepath.Join(filepath.Dir(dir), unfinished+"1"))
-			os.Remove(filepath.Join(filepath.Dir(dir), unfinished+"1", manifestName))
+			os.Rename(dir, filepath.Join(filepath.Dir(dir), ".new-1"))
+			os.Remove(filepath.Join(filepath.Dir(dir), ".new-1", snapshot.ManifestName))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

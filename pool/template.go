@@ -1,32 +1,26 @@
 package pool
 
 import (
-	"bytes"
 	"context"
-	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/api/wire"
 	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/snapshot"
 	"github.com/cradlevm/cradle/vm"
 )
 
 // Names below the templates' directory.
 const (
-	keyName      = "mac.key"
-	layerName    = "noop.erofs"
-	manifestName = "manifest"
-	unfinished   = ".new-" // begins the name of a directory that is being made
+	keyName   = "mac.key"
+	layerName = "noop.erofs"
 )
 
 // templateFormat changes with what is in a template, how it is made or how it is warmed.
@@ -61,7 +55,7 @@ type store struct {
 	driver   vm.Driver
 	restorer vm.Restorer
 	base     base
-	mac      []byte // this installation's key: a template from elsewhere is none
+	key      snapshot.Key // a template from elsewhere is none
 }
 
 // openStore opens dir and removes from it what an interrupted run, or an earlier version, has left.
@@ -79,7 +73,10 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string) 
 	}
 	s := &store{dir: dir, driver: driver, restorer: r,
 		base: base{Format: templateFormat, Protocol: api.ProtocolVersion, Guest: guest, Monitor: version}}
-	if s.mac, err = installationKey(filepath.Join(dir, keyName)); err != nil {
+	if s.key, err = snapshot.OpenKey(filepath.Join(dir, keyName)); err != nil {
+		return nil, err
+	}
+	if err := snapshot.Sweep(dir); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(dir)
@@ -88,9 +85,6 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string) 
 	}
 	for _, e := range entries {
 		if !e.IsDir() {
-			if strings.HasPrefix(e.Name(), unfinished) {
-				os.Remove(filepath.Join(dir, e.Name()))
-			}
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
@@ -101,35 +95,6 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string) 
 		}
 	}
 	return s, nil
-}
-
-// installationKey reads the key at path, making it at first.
-func installationKey(path string) ([]byte, error) {
-	const size = 32
-	key, err := os.ReadFile(path)
-	if err == nil && len(key) == size {
-		return key, nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	key = make([]byte, size)
-	rand.Read(key)
-	os.Remove(path)
-	return key, writeSynced(path, key)
-}
-
-// writeSynced writes a new file that only we may read.
-func writeSynced(path string, content []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }
 
 // path is where the template of a class belongs.
@@ -145,23 +110,12 @@ func (s *store) path(c Class) string {
 	return filepath.Join(s.dir, hex.EncodeToString(sum[:16]))
 }
 
-func (s *store) sign(m []byte) string {
-	h := hmac.New(sha256.New, s.mac)
-	h.Write(m)
-	return hex.EncodeToString(h.Sum(nil))
-}
-
 // read returns a template's manifest if its MAC is right.
 func (s *store) read(dir string) (m manifest, err error) {
-	b, err := os.ReadFile(filepath.Join(dir, manifestName))
-	if err != nil {
-		return m, err
+	if err := s.key.Verify(dir, &m); err != nil {
+		return manifest{}, err
 	}
-	mac, body, _ := bytes.Cut(b, []byte("\n"))
-	if !hmac.Equal(mac, []byte(s.sign(body))) {
-		return m, fmt.Errorf("template %s: its manifest was not written by this installation", dir)
-	}
-	return m, json.Unmarshal(body, &m)
+	return m, nil
 }
 
 // load reads the template of a class into memory and checks all of it. fs.ErrNotExist when there is none.
@@ -188,16 +142,16 @@ func (s *store) load(ctx context.Context, c Class) (*template, error) {
 // build cold-boots a sandbox, lets prepare warm it, and saves it as the template of its class. config is complete but
 // for Savable and the token. Nothing of the sandbox is left, nor of a template that could not be finished.
 func (s *store) build(ctx context.Context, c Class, config sandbox.Config, prepare func(*sandbox.Sandbox) error) (_ *template, err error) {
-	dir, err := os.MkdirTemp(s.dir, unfinished)
+	draft, err := snapshot.NewDraft(s.dir)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir) // of no effect once it has its name
+	defer draft.Discard() // of no effect once it has its name
 	config.VM.Savable, config.Token = true, sandbox.NewToken()
-	if err := s.save(ctx, config, dir, prepare); err != nil {
+	if err := s.save(ctx, config, draft.Dir, prepare); err != nil {
 		return nil, err
 	}
-	saved, err := s.restorer.Load(ctx, dir)
+	saved, err := s.restorer.Load(ctx, draft.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -207,20 +161,7 @@ func (s *store) build(ctx context.Context, c Class, config sandbox.Config, prepa
 		}
 	}()
 	m := manifest{Base: s.base, Class: c, Token: config.Token, Digest: saved.Digest()}
-	body, err := json.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
-	if err := writeSynced(filepath.Join(dir, manifestName), append([]byte(s.sign(body)+"\n"), body...)); err != nil {
-		return nil, err
-	}
-	if err := s.drop(c); err != nil {
-		return nil, err
-	}
-	if err := os.Rename(dir, s.path(c)); err != nil {
-		return nil, err
-	}
-	if err := syncDir(s.dir); err != nil {
+	if err := draft.Publish(s.key, m, s.path(c)); err != nil {
 		return nil, err
 	}
 	return &template{manifest: m, saved: saved}, nil
@@ -241,12 +182,3 @@ func (s *store) save(ctx context.Context, config sandbox.Config, dir string, pre
 
 // drop removes the template of a class from the disk.
 func (s *store) drop(c Class) error { return os.RemoveAll(s.path(c)) }
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
