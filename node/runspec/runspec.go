@@ -71,6 +71,8 @@ type Container struct {
 	ID     string
 	Config *container.Config
 	Host   *container.HostConfig
+	// Net is how the container is found on its networks, once that is known.
+	Net Addressing
 }
 
 // Create makes the agent's request for c; only Rootfs is left to the caller. Errors: ErrInvalidArgument,
@@ -97,7 +99,7 @@ func Create(c Container, s Settings) (api.CreateRequest, error) {
 	if err != nil {
 		return api.CreateRequest{}, err
 	}
-	files, err := filesOf(c)
+	files, err := Files(c)
 	if err != nil {
 		return api.CreateRequest{}, err
 	}

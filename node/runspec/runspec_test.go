@@ -2,6 +2,7 @@ package runspec
 
 import (
 	"errors"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -321,9 +322,31 @@ func TestFiles(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	for host, want := range map[string]error{"x": cerrdefs.ErrInvalidArgument, "a\nb:1.2.3.4": cerrdefs.ErrInvalidArgument, "x:host-gateway": cerrdefs.ErrNotImplemented, "x:y": cerrdefs.ErrInvalidArgument} {
-		if _, _, err := Prepare("x", &container.Config{Cmd: []string{"x"}}, &container.HostConfig{ExtraHosts: []string{host}}, Settings{}); !errors.Is(err, want) {
+		if _, _, err := Prepare("x", &container.Config{Cmd: []string{"x"}}, &container.HostConfig{NetworkMode: "none", ExtraHosts: []string{host}}, Settings{}); !errors.Is(err, want) {
 			t.Errorf("%q: %v", host, err)
 		}
+	}
+}
+
+func TestFilesOnNetwork(t *testing.T) {
+	c := prepared(t, &container.Config{Hostname: "web", Domainname: "example.org"}, &container.HostConfig{
+		ExtraHosts: []string{"up:host-gateway"}, DNSOptions: []string{"ndots:2"}})
+	c.Net = Addressing{
+		Addresses:   []netip.Addr{netip.MustParseAddr("172.18.0.2"), netip.MustParseAddr("fd00::2")},
+		HostGateway: netip.MustParseAddr("172.18.0.1"), Nameservers: []netip.Addr{netip.MustParseAddr("172.18.0.1")},
+		Search: []string{"corp"}, Options: []string{"ndots:0"},
+	}
+	files, err := Files(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hosts = "172.18.0.1\tup\n172.18.0.2\tweb.example.org web\nfd00::2\tweb.example.org web\n"
+	if got := string(files[1].Data); !strings.HasSuffix(got, hosts) {
+		t.Errorf("hosts %q", got)
+	}
+	const resolv = "\nnameserver 172.18.0.1\nsearch corp\noptions ndots:2\n"
+	if got := string(files[2].Data); !strings.HasSuffix(got, resolv) {
+		t.Errorf("resolv.conf %q", got)
 	}
 }
 
