@@ -77,9 +77,11 @@ type Disk struct {
 
 // NIC is a network interface of the VM. Its hardware address is api.SlotMAC of its index in Config.NICs, always: guests
 // restored from one state find their interfaces by it, and the agent then sets the address that the endpoint was given.
-// With neither TAP nor User it has no link: what the guest sends is lost.
+// With neither TAP nor User it is connected to nothing: the guest sees a link, what it sends is lost.
+//
+// A state may be restored over NICs of other kinds than those that it was saved with, in any mixture.
 type NIC struct {
-	TAP   string // name of an existing, persistent TAP device made with IFF_VNET_HDR; the VMM gets its descriptor
+	TAP   string // name of an existing TAP device without IFF_MULTI_QUEUE, to which nobody else is attached; the VMM gets its descriptor
 	NetNS string // path of the network namespace the TAP is in; empty: the caller's
 	User  *User  // a network without privileges inside the monitor; excludes TAP
 }
@@ -262,10 +264,7 @@ func (c *Config) Check() error {
 	if c.Savable && len(c.Disks) != 0 {
 		return bad("Savable", "a VM with disks cannot be saved")
 	}
-	if len(c.NICs) != 0 { // drivers do not have them yet
-		return bad("NICs", "network interfaces are not supported yet")
-	}
-	return nil
+	return checkNICs(c.NICs)
 }
 
 // Check reports what is wrong with d, as ErrInvalid.

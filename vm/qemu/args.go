@@ -38,6 +38,7 @@ type launch struct {
 	count   bool // Options.CountInstructions
 	// restore waits for saved state and gives the guest a private copy of ram, which is shared otherwise.
 	restore bool
+	nics    []nicArg
 
 	// Descriptor numbers in the child. initrd is -1 when there is none; ram is 0 for anonymous memory.
 	kernel, initrd, ram    int
@@ -84,13 +85,17 @@ func (l *launch) args() []string {
 	}{{"monitor", l.monitor}, {"console", l.console}, {"agent", l.port}} {
 		args = append(args, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", c.id, c.fd))
 	}
-	return append(args,
+	args = append(args,
 		"-mon", "chardev=monitor,mode=control",
 		"-serial", "chardev:console",
 		"-device", "virtio-serial-device,max_ports=4",
 		"-device", "virtserialport,chardev=agent,name="+api.AgentPortName,
 		"-device", "virtio-scsi-device,id="+scsiID,
 	)
+	for i, n := range l.nics { // last, so that the other devices are where they are without
+		args = append(args, n.args(i)...)
+	}
+	return args
 }
 
 // machine is the microvm machine: no PCI, virtio over MMIO announced by ACPI.

@@ -170,7 +170,7 @@ func (d *Driver) run(ctx context.Context, c vm.Config, open func(vm.Config) (*in
 // takeCharge connects to a QEMU that waits with its guest not yet running, and lets it run by begin.
 func takeCharge(ctx context.Context, c vm.Config, proc *process, in *inputs,
 	begin func(context.Context, *machine, *inputs) error) (*machine, error) {
-	m, err := open(ctx, c.ID, c.Dir, proc)
+	m, err := open(ctx, c, proc)
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +227,7 @@ func (d *Driver) attach(ctx context.Context, c vm.Config) (*machine, error) {
 		}
 		return nil, err
 	}
-	m, err := open(ctx, c.ID, c.Dir, proc)
+	m, err := open(ctx, c, proc)
 	var state string
 	if err == nil {
 		state, err = m.state(ctx)

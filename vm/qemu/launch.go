@@ -3,6 +3,7 @@ package qemu
 import (
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 
 	"github.com/cradlevm/cradle/vm"
@@ -12,8 +13,9 @@ import (
 type inputs struct {
 	kernel, initrd *os.File // initrd is nil when there is none
 	disks          []*os.File
-	ram            *os.File // nil: anonymous memory
-	restore        bool     // the guest goes on from saved state, with a private copy of ram
+	taps           []*os.File // of each interface; nil where it has none
+	ram            *os.File   // nil: anonymous memory
+	restore        bool       // the guest goes on from saved state, with a private copy of ram
 }
 
 func (d *Driver) openInputs(c vm.Config) (_ *inputs, err error) {
@@ -31,12 +33,8 @@ func (d *Driver) openInputs(c vm.Config) (_ *inputs, err error) {
 			return nil, err
 		}
 	}
-	for _, disk := range c.Disks {
-		f, err := openDisk(disk)
-		if err != nil {
-			return nil, err
-		}
-		in.disks = append(in.disks, f)
+	if err := in.openDevices(c); err != nil {
+		return nil, err
 	}
 	if c.Savable {
 		if in.ram, err = memoryFile("cradle-ram"); err == nil {
@@ -49,8 +47,30 @@ func (d *Driver) openInputs(c vm.Config) (_ *inputs, err error) {
 	return in, nil
 }
 
+// openDevices opens disks and network interfaces.
+func (in *inputs) openDevices(c vm.Config) error {
+	for _, disk := range c.Disks {
+		f, err := openDisk(disk)
+		if err != nil {
+			return err
+		}
+		in.disks = append(in.disks, f)
+	}
+	in.taps = make([]*os.File, len(c.NICs))
+	for i, n := range c.NICs {
+		if n.TAP == "" {
+			continue
+		}
+		var err error
+		if in.taps[i], err = openTAP(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (in *inputs) close() {
-	for _, f := range append([]*os.File{in.kernel, in.initrd, in.ram}, in.disks...) {
+	for _, f := range slices.Concat([]*os.File{in.kernel, in.initrd, in.ram}, in.disks, in.taps) {
 		if f != nil {
 			f.Close()
 		}
@@ -83,6 +103,13 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 	}
 	if in.ram != nil {
 		l.ram = inherit(in.ram)
+	}
+	for i, n := range c.NICs {
+		a := nicArg{user: n.User}
+		if in.taps[i] != nil {
+			a.tap = inherit(in.taps[i])
+		}
+		l.nics = append(l.nics, a)
 	}
 	for _, socket := range []struct {
 		name string

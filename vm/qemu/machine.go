@@ -17,9 +17,10 @@ import (
 	"github.com/cradlevm/cradle/vm"
 )
 
-// machine is one running QEMU. It implements vm.VM, vm.DiskPlugger, vm.Pauser and vm.Snapshotter.
+// machine is one running QEMU. It implements vm.VM and all the powers that package vm has a name for.
 type machine struct {
 	id, dir     string
+	nics        []vm.NIC
 	proc        *process
 	mon         *monitor
 	console     *console
@@ -41,8 +42,8 @@ type machine struct {
 }
 
 // open connects to a running QEMU and takes charge of it. On failure the process is not touched.
-func open(ctx context.Context, id, dir string, proc *process) (_ *machine, err error) {
-	m := &machine{id: id, dir: dir, proc: proc, done: make(chan struct{})}
+func open(ctx context.Context, c vm.Config, proc *process) (_ *machine, err error) {
+	m := &machine{id: c.ID, dir: c.Dir, nics: c.NICs, proc: proc, done: make(chan struct{})}
 	m.disks.disks = map[string]*diskEntry{}
 	m.deletions.waiting = map[string]chan struct{}{}
 	m.migration.ended = make(chan struct{})
@@ -52,15 +53,15 @@ func open(ctx context.Context, id, dir string, proc *process) (_ *machine, err e
 			undone.run()
 		}
 	}()
-	if m.console, err = openConsole(dir); err != nil {
+	if m.console, err = openConsole(c.Dir); err != nil {
 		return nil, err
 	}
 	undone.push(m.console.close)
-	if m.consoleConn, err = connect(ctx, dir, consoleSocket); err != nil {
+	if m.consoleConn, err = connect(ctx, c.Dir, consoleSocket); err != nil {
 		return nil, err
 	}
 	undone.push(func() { m.consoleConn.Close() })
-	conn, err := connect(ctx, dir, monitorSocket)
+	conn, err := connect(ctx, c.Dir, monitorSocket)
 	if err != nil {
 		return nil, err
 	}

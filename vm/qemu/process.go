@@ -172,7 +172,13 @@ func (p *process) lastWords() string {
 		return ""
 	}
 	b, _ := io.ReadAll(io.NewSectionReader(p.words, 0, maxWords))
-	return strings.TrimSpace(strings.Trim(string(b), "\x00"))
+	var words strings.Builder
+	for line := range strings.Lines(strings.Trim(string(b), "\x00")) {
+		if !strings.Contains(line, " has no peer") { // a network interface that is connected to nothing, as was asked
+			words.WriteString(line)
+		}
+	}
+	return strings.TrimSpace(words.String())
 }
 
 func (p *process) close() {

@@ -46,7 +46,7 @@ func (d *Driver) StateVersion(context.Context) (string, error) {
 		}
 		host = string(bytes.Join(modelName.FindSubmatch(info), nil))
 	}
-	return fmt.Sprintf("%s; %s; %s; %s", q.build, l.machine(), l.processor(), host), nil
+	return fmt.Sprintf("%s; %s; %s; %s; %s", q.build, l.machine(), l.processor(), host, nicArg{}.args(0)), nil
 }
 
 // saved is a loaded snapshot. The memory is a sealed file: QEMU opens it for reading and writing, as it must to get a
@@ -148,6 +148,9 @@ func (s *saved) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 		return nil, fmt.Errorf("%w: CPUs, Memory: %d and %d bytes, not the %d and %d that were saved",
 			vm.ErrInvalid, c.CPUs, c.Memory, s.shape.CPUs, s.size)
 	}
+	if len(c.NICs) != s.shape.NICs {
+		return nil, fmt.Errorf("%w: NICs: %d, not the %d that were saved", vm.ErrInvalid, len(c.NICs), s.shape.NICs)
+	}
 	return s.driver.run(ctx, c, s.open, func(ctx context.Context, m *machine, _ *inputs) error { return s.resume(ctx, m) })
 }
 
@@ -158,7 +161,10 @@ func (s *saved) open(c vm.Config) (*inputs, error) {
 		return nil, err
 	}
 	in := &inputs{kernel: kernel, restore: true}
-	if in.ram, err = duplicate(s.memory); err != nil {
+	if in.ram, err = duplicate(s.memory); err == nil {
+		err = in.openDevices(c)
+	}
+	if err != nil {
 		in.close()
 		return nil, err
 	}
@@ -177,6 +183,10 @@ func (s *saved) resume(ctx context.Context, m *machine) error {
 		return err
 	}
 	if err := m.mon.run(ctx, "migrate-set-capabilities", migrationCapabilities()); err != nil {
+		return err
+	}
+	// The guest's interfaces are not announced to the network: see nicArg.args.
+	if err := m.mon.run(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}); err != nil {
 		return err
 	}
 	if _, err := m.mon.call(ctx, "getfd", map[string]any{"fdname": savedState}, int(state.Fd())); err != nil {

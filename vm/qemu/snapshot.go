@@ -20,11 +20,12 @@ const (
 	savedShape  = "shape"
 )
 
-// shape is what QEMU does not know from the state: how many processors there must be, which it does not check, and
-// which slot the next disk gets. As JSON it is the file savedShape.
+// shape is what QEMU does not know from the state: how many processors there must be, which it does not check, which
+// slot the next disk gets, and how many network interfaces there must be. As JSON it is the file savedShape.
 type shape struct {
 	CPUs int `json:"cpus"`
 	Slot int `json:"slot"`
+	NICs int `json:"nics"`
 }
 
 // migration follows QEMU's one migration, out or in.
@@ -89,7 +90,7 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 
 func (m *machine) snapshot(ctx context.Context, dir string) (err error) {
 	m.disks.mu.Lock()
-	disks, form := len(m.disks.disks), shape{CPUs: m.cpus, Slot: m.disks.next}
+	disks, form := len(m.disks.disks), shape{CPUs: m.cpus, Slot: m.disks.next, NICs: len(m.nics)}
 	m.disks.mu.Unlock()
 	switch {
 	case m.ram == nil:

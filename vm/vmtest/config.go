@@ -45,7 +45,9 @@ func (s *suite) testConfig(t *testing.T) {
 		{"same serial", func(c *vm.Config) {
 			c.Disks = []vm.Disk{{Serial: "d", Path: odd}, {Serial: "d", Path: odd}}
 		}, "d"},
-		{"interface", func(c *vm.Config) { c.NICs = make([]vm.NIC, 1) }, "NICs"},
+		{"too many interfaces", func(c *vm.Config) { c.NICs = make([]vm.NIC, vm.MaxNICs+1) }, "NICs"},
+		{"missing TAP", func(c *vm.Config) { c.NICs = []vm.NIC{{TAP: "cradle-no-such"}} }, "TAP cradle-no-such"},
+		{"missing namespace", func(c *vm.Config) { c.NICs = []vm.NIC{{TAP: "tap0", NetNS: missing}} }, missing},
 	} {
 		c := s.config(t)
 		dir := c.Dir

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +36,7 @@ func (s *suite) testRestore(t *testing.T) {
 	t.Run("Two", func(t *testing.T) { s.testTwo(t, tm) })
 	t.Run("Plug", func(t *testing.T) { s.testRestoredPlug(t, tm) })
 	t.Run("Attach", func(t *testing.T) { s.testRestoredAttach(t, tm) })
+	t.Run("Network", func(t *testing.T) { s.testRestoredNetwork(t, tm) })
 	t.Run("OtherConfig", func(t *testing.T) { testOtherConfig(t, s, tm) })
 	t.Run("Damaged", func(t *testing.T) { s.testDamaged(t, r, tm) })
 	t.Run("NotSavable", func(t *testing.T) { s.testNotSavable(t) })
@@ -49,6 +51,7 @@ func (s *suite) testRestore(t *testing.T) {
 func (s *suite) save(t *testing.T, r vm.Restorer) template {
 	tm := template{dir: t.TempDir(), config: s.config(t), text: strings.Repeat("kept since before the snapshot ", 30000)}
 	tm.config.Savable = true
+	tm.config.NICs = make([]vm.NIC, 2) // connected to nothing
 	m := s.start(t, tm.config)
 	client := m.session()
 	disk := newDisk(t, "BEFORE", 64<<10)
@@ -131,6 +134,7 @@ func (s *suite) restore(t *testing.T, tm template) *machine {
 func (s *suite) restored(t *testing.T, tm template) vm.Config {
 	c := tm.config
 	c.Dir, c.Savable, c.Initrd, c.Cmdline = t.TempDir(), false, "", nil
+	c.NICs = slices.Clone(c.NICs)
 	if os.Geteuid() == 0 {
 		c.UID, c.GID = 1_900_123_456, 1_900_123_456 // a user with no right to anything
 	}
@@ -196,10 +200,11 @@ func (s *suite) testRestoredAttach(t *testing.T, tm template) {
 
 func testOtherConfig(t *testing.T, s *suite, tm template) {
 	for name, change := range map[string]func(*vm.Config){
-		"more memory": func(c *vm.Config) { c.Memory += 64 << 20 },
-		"another CPU": func(c *vm.Config) { c.CPUs++ },
-		"a disk":      func(c *vm.Config) { c.Disks = []vm.Disk{newDisk(t, "D", 64<<10)} },
-		"no ID":       func(c *vm.Config) { c.ID = "" },
+		"more memory":   func(c *vm.Config) { c.Memory += 64 << 20 },
+		"another CPU":   func(c *vm.Config) { c.CPUs++ },
+		"a disk":        func(c *vm.Config) { c.Disks = []vm.Disk{newDisk(t, "D", 64<<10)} },
+		"one interface": func(c *vm.Config) { c.NICs = c.NICs[:1] },
+		"no ID":         func(c *vm.Config) { c.ID = "" },
 	} {
 		c := s.restored(t, tm)
 		change(&c)

@@ -1,6 +1,8 @@
 // Package guestapi is what the test guest and the conformance suite say to one another, over api/wire.
 package guestapi
 
+import "net/netip"
+
 // Methods of the test guest. The comment gives request → result. api.MethodPing is there as well.
 const (
 	MethodInfo     = "vmtest.info"     // none → Info
@@ -14,7 +16,14 @@ const (
 	MethodEcho     = "vmtest.echo"     // none → none, then every byte comes back until the host half-closes
 	MethodPanic    = "vmtest.panic"    // none → none, then the kernel panics
 	MethodPowerOff = "vmtest.poweroff" // none → none, then the machine powers off
+	MethodNICs     = "vmtest.nics"     // none → []NIC
+	MethodAddress  = "vmtest.address"  // Address → none; the interface is up then
+	MethodServe    = "vmtest.serve"    // Print (an address to listen at) → none; who connects there is told Served
+	MethodFetch    = "vmtest.fetch"    // Print (an address to connect to) → Print: what was told there
 	MethodReset    = "vmtest.reset"    // none → none, then the machine restarts
+
+	MethodSendFrame    = "vmtest.sendframe"    // Frame → none; the interface is up then
+	MethodReceiveFrame = "vmtest.receiveframe" // Frame (Data empty) → Frame with Data, the next of type FrameType
 )
 
 // Info is the size of the machine as its kernel sees it.
@@ -47,7 +56,33 @@ type Extent struct {
 	Data   []byte `json:"data,omitempty"`
 }
 
-// Print is a text: to write to the console, or to keep.
+// NIC is one network interface.
+type NIC struct {
+	Name string `json:"name"`
+	MAC  string `json:"mac"`
+}
+
+// Address is an IPv4 address for the interface that has this hardware address.
+type Address struct {
+	MAC    string       `json:"mac"`
+	Prefix netip.Prefix `json:"prefix"`
+}
+
+// FrameType is the Ethernet type of frames that are received: one that is free for experiments.
+const FrameType = 0x88b5
+
+// Frame is an Ethernet frame, header included, through the interface that has this hardware address.
+type Frame struct {
+	MAC  string `json:"mac"`
+	Data []byte `json:"data,omitempty"`
+	// Again is how many times more it is sent.
+	Again int `json:"again,omitempty"`
+}
+
+// Served is what MethodServe tells.
+const Served = "served by the guest"
+
+// Print is a text: to write to the console, to keep, or an address.
 type Print struct {
 	Text string `json:"text"`
 }

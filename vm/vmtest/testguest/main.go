@@ -151,6 +151,10 @@ func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (an
 			return nil, err
 		}
 		return kept.Swap(&p), nil
+	case guestapi.MethodNICs:
+		return nics()
+	case guestapi.MethodSendFrame, guestapi.MethodReceiveFrame, guestapi.MethodAddress, guestapi.MethodServe, guestapi.MethodFetch:
+		return network(c)
 	case guestapi.MethodEcho, guestapi.MethodPanic, guestapi.MethodPowerOff, guestapi.MethodReset:
 		return nil, nil
 	}
