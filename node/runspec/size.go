@@ -14,15 +14,19 @@ const (
 	machineOverhead = 64 * mib
 	// minMachine is the smallest machine made: the distribution's kernel does not come up in less.
 	minMachine = 128 * mib
+	// Sizes double up to largestDoubled; beyond, where a size too large costs its page array, they are largeStep apart.
+	largestDoubled = 8 << 30
+	largeStep      = 4 << 30
 )
 
 // VMSize is the machine that a container needs.
 //
 // memory, bytes: without --memory it is the node's default (Settings.Memory), and the container may use all of it
 // (more, when --memory-reservation asks for more).
-// With --memory m the container's cgroup is limited to m inside, and the machine gets m + m/64 + 64 MiB, rounded up to
-// a class so that few sizes exist (a pool keeps machines per size): steps of 64 MiB up to 1 GiB, of 256 MiB up to 8 GiB,
-// of 1 GiB beyond; never below 128 MiB. So 64m → 192 MiB, 512m → 640 MiB, 1g → 1.25 GiB, 4g → 4.25 GiB, 16g → 17 GiB.
+// With --memory m the container's cgroup is limited to m inside, and the machine gets what m + m/64 + 64 MiB is rounded
+// up to, so that few sizes exist (a pool keeps machines per size, and each size has a template): 128, 256, 512 MiB, 1, 2,
+// 4, 8 GiB, and beyond them the next multiple of 4 GiB. So 64m and 128m → 256 MiB; 256m → 512 MiB, the size of
+// containers without a limit; 512m → 1 GiB, 1g → 2 GiB, 16g → 20 GiB. What a guest does not touch costs the host nothing.
 //
 // cpus: --cpus n (or quota/period) rounded up; at least what --cpuset-cpus names; without either Settings.CPUs. The exact
 // quota is the container's cgroup's, inside.
@@ -55,14 +59,14 @@ func VMSize(hc *container.HostConfig, s Settings) (cpus int, memory int64) {
 func machineMemory(limit int64) int64 {
 	limit = min(limit, 1<<50) // no machine is larger, and the sum must not overflow
 	need := limit + limit/64 + machineOverhead
-	step := int64(1 << 30)
-	switch {
-	case need <= 1<<30:
-		step = 64 * mib
-	case need <= 8<<30:
-		step = 256 * mib
+	class := int64(minMachine)
+	for class < need && class < largestDoubled {
+		class *= 2
 	}
-	return max((need+step-1)/step*step, minMachine)
+	if need > class {
+		class = (need + largeStep - 1) / largeStep * largeStep
+	}
+	return class
 }
 
 // ScratchSize is the size of the container's writable disk in bytes: --storage-opt size, else the node's default.
