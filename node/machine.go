@@ -110,7 +110,8 @@ func (n *Node) openPool(ctx context.Context) {
 	if err == nil {
 		n.pool, err = pool.Open(ctx, pool.Options{
 			Dir: filepath.Join(n.options.Root, "templates"), Run: filepath.Join(n.options.Run, "s"),
-			Driver: n.options.Driver, Guest: n.options.Guest, Size: n.options.PoolSize, Warm: warm,
+			Driver: n.options.Driver, Guest: n.options.Guest, Warm: warm,
+			Settings: n.options.PoolSettings, Usual: n.usualSize(), Keep: n.options.PoolKeep,
 			TakeUID: n.takeUID, GiveUID: n.giveUID, Log: n.options.Log,
 		})
 	}
@@ -139,10 +140,27 @@ func (n *Node) warm() (pool.Warm, error) {
 	}}, nil
 }
 
+// usualSize is the machine of a container without limits.
+func (n *Node) usualSize() pool.Class {
+	cpus, memory := runspec.VMSize(&container.HostConfig{}, n.settings)
+	return pool.Class{CPUs: cpus, Memory: memory}
+}
+
 // PoolStatus tells what the pool has ready.
-func (n *Node) PoolStatus() []pool.Status {
+func (n *Node) PoolStatus() pool.Status {
 	if n.pool == nil {
-		return []pool.Status{}
+		return pool.Status{Off: true, Classes: []pool.ClassStatus{}}
 	}
 	return n.pool.Status()
+}
+
+// PoolChange changes the pool while it runs. Errors: conflict when there is none; ErrInvalidArgument.
+func (n *Node) PoolChange(c pool.Change) error {
+	if n.pool == nil {
+		return conflict("the pool is off: this daemon was started with --pool off, or cannot restore virtual machines")
+	}
+	if err := n.pool.Apply(c); err != nil {
+		return invalid("%s", err)
+	}
+	return nil
 }

@@ -47,10 +47,11 @@ type Options struct {
 	Guest   guestos.Guest
 	Images  image.Store
 	Log     *slog.Logger
-	// Pool starts VMs from templates where it can, and keeps PoolSize of each size in demand ready. Without it every
-	// container boots its VM.
-	Pool     bool
-	PoolSize int
+	// Pool starts VMs from templates where it can, and keeps some ready as PoolSettings say. Without it every container
+	// boots its VM. With PoolKeep, those for containers without limits are ready before anybody asked, and stay.
+	Pool         bool
+	PoolSettings pool.Settings
+	PoolKeep     bool
 }
 
 // Node is the daemon's state. All methods may be called from any goroutine.

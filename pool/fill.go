@@ -4,78 +4,224 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"runtime"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/sandbox"
 )
 
-// run does what there is to do, one thing at a time, until the pool closes.
+// run does what there is to do until the pool closes.
 func (p *Pool) run() {
-	idle := time.NewTicker(idleAfter / 10)
-	defer idle.Stop()
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
 	for {
-		for {
-			do := p.next(time.Now())
-			if do == nil {
-				break
-			}
+		for do := p.next(p.now()); do != nil; do = p.next(p.now()) {
 			do()
 		}
 		select {
 		case <-p.ctx.Done():
 			return
 		case <-p.wake:
-		case <-idle.C:
+		case <-look.C:
 		}
 	}
 }
 
-// next decides what to do next; nil when there is nothing, or it is not the time.
+// next decides what to do next; nil when there is nothing, or it is not the time. What it returns must be called: it is
+// counted as being done. Making things goes on by itself after the call; ending them is done when it returns.
 func (p *Pool) next(now time.Time) func() {
 	if p.ctx.Err() != nil {
 		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, c := range p.classes {
-		if now.Sub(c.wanted) > idleAfter && (len(c.ready) > 0 || c.template != nil) {
-			return func() { p.drain(c) }
+	order := p.byDemand()
+	if do := p.giveBack(order, now); do != nil {
+		return do
+	}
+	// A start in progress, and what it has just started, come first. Only where the next start would find nothing is
+	// one made beside it.
+	quiet := p.starting == 0 && now.Sub(p.started) >= grace
+	limit := 1
+	if quiet {
+		limit = runtime.NumCPU()
+	}
+	filling := 0
+	for _, c := range order {
+		filling += c.filling
+	}
+	for _, c := range order {
+		want := p.target(c, now)
+		if want == 0 && (c.wanted.IsZero() || now.Sub(c.wanted) > idleAfter) || p.givenUp(c, now) {
+			continue
 		}
-	}
-	if p.starting > 0 || now.Sub(p.started) < grace {
-		return nil // the end of the start, or of the grace, nudges
-	}
-	var total int64
-	for _, c := range p.classes {
-		total += int64(len(c.ready)) * c.Memory
-	}
-	for _, c := range p.classes {
+		have := len(c.ready) + c.filling
 		switch {
-		case c.wanted.IsZero() || now.Sub(c.wanted) > idleAfter || c.failures >= maxFailures:
 		case c.template == nil:
-			return func() { p.provide(c) }
-		case len(c.ready) < p.o.Size && total+c.Memory <= p.o.Memory:
-			return func() { p.fill(c) }
+			if quiet && !p.providing && p.mayGrow(c.templateCost()) {
+				p.providing = true
+				return func() { p.work.Go(func() { p.provide(c) }) }
+			}
+		case have < want && filling < limit && (quiet || have == 0) && p.mayGrow(c.cost()):
+			c.filling++
+			epoch := c.epoch
+			return func() { p.work.Go(func() { p.fill(c, epoch) }) }
 		}
 	}
 	return nil
 }
 
+// byDemand returns the classes, that first which was wanted last. p.mu is held.
+func (p *Pool) byDemand() []*class {
+	all := make([]*class, 0, len(p.classes))
+	for _, c := range p.classes {
+		all = append(all, c)
+	}
+	slices.SortFunc(all, func(a, b *class) int {
+		if order := b.wanted.Compare(a.wanted); order != 0 {
+			return order
+		}
+		return int(a.Memory>>20) - int(b.Memory>>20)
+	})
+	return all
+}
+
+// target is how many of a size are to be ready. p.mu is held.
+func (p *Pool) target(c *class, now time.Time) int {
+	switch {
+	case c.wanted.IsZero():
+		return 0
+	case now.Sub(c.wanted) <= idleAfter:
+		return min(max(c.demand.peak(now), p.settings.Min), p.settings.Max)
+	case p.o.Keep && c.Class == p.o.Usual:
+		return p.settings.Min
+	}
+	return 0
+}
+
+// giveBack decides what to end: what nobody has wanted for a while, what is more than is wanted, and, where memory is
+// short, what was wanted the longest ago. p.mu is held.
+func (p *Pool) giveBack(order []*class, now time.Time) func() {
+	short := p.short()
+	for _, c := range slices.Backward(order) {
+		want := p.target(c, now)
+		idle := c.wanted.IsZero() || now.Sub(c.wanted) > idleAfter
+		switch {
+		case want == 0 && idle && (len(c.ready) > 0 || c.template != nil) && c.filling == 0:
+			return func() { p.drain(c) }
+		case len(c.ready) > 0 && (short || len(c.ready) > want):
+			r := c.ready[len(c.ready)-1]
+			c.ready = c.ready[:len(c.ready)-1]
+			return func() { p.end(r) }
+		case short && c.template != nil && c.filling == 0 && c != order[0]:
+			return func() { p.drain(c) }
+		}
+	}
+	return nil
+}
+
+// givenUp tells whether a size has failed too often, and not long enough ago to be tried again. p.mu is held.
+func (p *Pool) givenUp(c *class, now time.Time) bool {
+	return c.failures >= maxFailures && now.Sub(c.failed) < failurePause
+}
+
+// used is the host's memory that the pool has. p.mu is held.
+func (p *Pool) used() int64 {
+	var sum int64
+	for _, c := range p.classes {
+		sum += int64(len(c.ready)+c.filling) * c.cost()
+		if c.template != nil {
+			sum += c.template.size
+		}
+	}
+	return sum
+}
+
+// budget is the memory that the pool may have. p.mu is held.
+func (p *Pool) budget() int64 {
+	if p.settings.Memory > 0 {
+		return p.settings.Memory
+	}
+	total, _, err := p.o.Host.Memory()
+	if err != nil {
+		return fallbackMemory
+	}
+	return total / 8
+}
+
+// floor is how much of a host's memory stays available, whatever the budget says.
+func floor(total int64) int64 { return max(total/10, leastAvailable) }
+
+// mayGrow tells whether the pool may have so many bytes more. p.mu is held.
+func (p *Pool) mayGrow(bytes int64) bool {
+	if p.used()+bytes > p.budget() {
+		return false
+	}
+	total, available, err := p.o.Host.Memory()
+	// Well above the floor, or what is made now would be ended at once.
+	return err != nil || available-bytes > floor(total)*5/4
+}
+
+// short tells whether the pool has too much. p.mu is held.
+func (p *Pool) short() bool {
+	if p.used() > p.budget() {
+		return true
+	}
+	total, available, err := p.o.Host.Memory()
+	return err == nil && available < floor(total)
+}
+
+// cost is what one more ready sandbox takes, or is believed to before one was measured. p.mu is held.
+func (c *class) cost() int64 {
+	if c.private > 0 {
+		return c.private
+	}
+	return min(believedCost, c.Memory)
+}
+
+// templateCost is cost of the template. p.mu is held.
+func (c *class) templateCost() int64 {
+	if c.shared > 0 {
+		return c.shared
+	}
+	return min(believedTemplate, c.Memory)
+}
+
 // provide loads the template of a size, or makes it.
 func (p *Pool) provide(c *class) {
+	defer p.nudge()
+	defer func() {
+		p.mu.Lock()
+		p.providing = false
+		p.mu.Unlock()
+	}()
 	c.loading.Lock()
 	defer c.loading.Unlock()
 	_, err := p.loadLocked(p.ctx, c)
 	if errors.Is(err, fs.ErrNotExist) {
 		began := time.Now()
-		if err = p.build(c); err == nil {
+		if err = niced(func() error { return p.build(c) }); err == nil {
 			p.o.Log.Info("template made", "cpus", c.CPUs, "memory", c.Memory, "took", time.Since(began).Round(time.Millisecond))
 		}
 	}
 	if err != nil {
 		p.failed(c, "make template", err)
 	}
+}
+
+// niced calls f so that it, and the processes that it starts, give way to all others.
+func niced(f func() error) error {
+	result := make(chan error)
+	go func() {
+		// The thread is never unlocked, so it ends with this goroutine: nobody else gets its priority.
+		runtime.LockOSThread()
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 10) // of this thread; without it all is only less polite
+		result <- f()
+	}()
+	return <-result
 }
 
 // build makes a template. c.loading is held.
@@ -94,34 +240,56 @@ func (p *Pool) build(c *class) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.template = t
+	c.template, c.shared = t, t.size
 	return nil
 }
 
-// fill makes one more ready sandbox of a size.
-func (p *Pool) fill(c *class) {
-	p.mu.Lock()
-	t := c.template
-	p.mu.Unlock()
-	if t == nil {
-		return
-	}
-	r, err := p.restore(p.ctx, t)
-	if err == nil {
-		if err = p.o.Warm.run(p.ctx, r.Sandbox, p.layer, r.Config.VM.Dir); err != nil {
-			err = errors.Join(err, p.destroy(r))
-		}
-	}
+// fill makes one more ready sandbox of a size, as it was decided when the class was at epoch.
+func (p *Pool) fill(c *class, epoch int) {
+	defer p.nudge()
+	r, t, err := p.ready(c)
 	if err != nil {
 		p.discard(c, t, err)
+	}
+	p.mu.Lock()
+	welcome := r != nil && epoch == c.epoch
+	if welcome {
+		c.filling--
+		c.private = r.private
+		c.ready = append(c.ready, r)
+		p.work.Go(func() { p.watch(c, r) })
+	}
+	p.mu.Unlock()
+	if welcome {
 		return
 	}
-	r.Warm = true
+	if r != nil { // drained meanwhile
+		p.end(r)
+	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	c.failures = 0
-	c.ready = append(c.ready, r)
-	p.work.Go(func() { p.watch(c, r) })
+	c.filling--
+	p.mu.Unlock()
+}
+
+// ready makes a warm sandbox from the template t of a size; nil when that has gone.
+func (p *Pool) ready(c *class) (r *Ready, t *template, err error) {
+	p.mu.Lock()
+	t = c.template
+	p.mu.Unlock()
+	if t == nil {
+		return nil, nil, nil
+	}
+	if r, err = p.restore(p.ctx, t); err != nil {
+		return nil, t, err
+	}
+	if err := p.o.Warm.run(p.ctx, r.Sandbox, p.layer, r.Config.VM.Dir); err != nil {
+		return nil, t, errors.Join(err, p.destroy(r))
+	}
+	r.Warm = true
+	if r.private, err = p.o.Host.Private(r.Sandbox.PID()); err != nil {
+		r.private = min(believedCost, c.Memory)
+	}
+	return r, t, nil
 }
 
 // watch notices the end of a sandbox that is ready.
@@ -136,6 +304,7 @@ func (p *Pool) watch(c *class, r *Ready) {
 	if i >= 0 {
 		c.ready = slices.Delete(c.ready, i, i+1)
 		c.failures++
+		c.failed = p.now()
 	}
 	p.mu.Unlock()
 	if i < 0 {
@@ -148,18 +317,24 @@ func (p *Pool) watch(c *class, r *Ready) {
 	p.nudge()
 }
 
-// drain ends what is ready of a size that nobody wants any more, and lets go of its template.
+// drain ends what is ready of a size, and lets go of its template.
 func (p *Pool) drain(c *class) {
 	p.mu.Lock()
 	all, t := c.ready, c.template
 	c.ready, c.template = nil, nil
+	c.epoch++
 	p.mu.Unlock()
 	if t != nil {
 		t.saved.Close()
 	}
 	for _, r := range all {
-		if err := p.destroy(r); err != nil {
-			p.o.Log.Error("end ready virtual machine", "err", err)
-		}
+		p.end(r)
+	}
+}
+
+// end is destroy for one whose failure has nobody to go to.
+func (p *Pool) end(r *Ready) {
+	if err := p.destroy(r); err != nil {
+		p.o.Log.Error("end ready virtual machine", "err", err)
 	}
 }

@@ -11,9 +11,11 @@
 // # Ready sandboxes
 //
 // A ready one has been restored, has an identity of its own (sandbox.Restore) and has run a container that does
-// nothing. Take gives it away; it never comes back. They are made one at a time by one goroutine, and only while no
-// start is in progress (Begin), so that no user waits for somebody else's. Those of a size that nobody has wanted
-// for a while are ended, and their template is let go of.
+// nothing. Take gives it away; it never comes back. How many there are follows demand (demand.go) within Settings and the
+// host's memory (fill.go). As many are made at a time as there are processors; while a start is in progress (Begin)
+// only one, and only of a size that has run out, so that no user waits for somebody else's. Templates are made while
+// there is no start, by processes that give way to others. Those of a size that nobody has wanted for a while are
+// ended, and their template is let go of.
 //
 // Take with nothing ready restores on the spot; without a template it says no, and the caller boots.
 //
@@ -34,6 +36,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,17 +48,25 @@ import (
 
 // Numbers of the pool.
 const (
-	// DefaultMemory (bytes) is what the memory of all ready ones together may be.
-	DefaultMemory = 4 << 30
+	// believedCost (bytes of the host's memory) is taken for what a ready one costs until one was measured: 30 to 55 MiB are
+	// usual under software emulation. believedTemplate is the same for a template. fallbackMemory is the budget where the host does not tell its size.
+	believedCost     = 64 << 20
+	believedTemplate = 96 << 20
+	fallbackMemory   = 1 << 30
+	// leastAvailable (bytes) of the host's memory stay available at least.
+	leastAvailable = 256 << 20
+	// lookAgain is how often the pool looks for what no event tells: time that has gone by, memory that is short.
+	lookAgain = 5 * time.Second
 
 	// idleAfter is how long after the last Take a size is still in demand.
 	idleAfter = 10 * time.Minute
 	// grace is how long after the end of a start the pool still leaves the processors alone: what was started has
 	// something to do.
 	grace = 100 * time.Millisecond
-	// maxFailures in a row, of making templates or sandboxes of a size, end the attempts.
-	maxFailures = 3
-	// takeLimit bounds a restore on the spot; then the caller boots.
+	// maxFailures in a row, of making templates or sandboxes of a size, end the attempts for failurePause.
+	maxFailures  = 3
+	failurePause = 5 * time.Minute
+	// takeLimit bounds a restore, once it is its turn; then the caller boots.
 	takeLimit = 20 * time.Second
 )
 
@@ -71,9 +82,14 @@ type Options struct {
 	Run    string // existing; a directory for each sandbox is made in it
 	Driver vm.Driver
 	Guest  guestos.Guest
-	Size   int   // sandboxes kept ready of each size in demand; 0: none, every Take restores on the spot
-	Memory int64 // bytes of guests' memory that all ready ones may have together; 0: DefaultMemory
-	Warm   Warm
+	Settings
+	// Usual is the size that is wanted without anybody having asked for one: from the beginning and for good with Keep,
+	// else only by Refill.
+	Usual Class
+	Keep  bool
+	Warm  Warm
+	Host  Host
+	Now   func() time.Time // nil: time.Now
 	// TakeUID reserves a user id for a VM, GiveUID returns it.
 	TakeUID func() uint32
 	GiveUID func(uint32)
@@ -93,10 +109,12 @@ type Pool struct {
 	// restoring bounds restores at the same time: more would only take each other's time.
 	restoring chan struct{}
 
-	mu       sync.Mutex
-	classes  map[Class]*class
-	starting int       // starts in progress
-	started  time.Time // when the last start ended
+	mu        sync.Mutex
+	settings  Settings
+	classes   map[Class]*class
+	starting  int       // starts in progress
+	started   time.Time // when the last start ended
+	providing bool      // a template is being loaded or made
 }
 
 // class is what the pool has of a size.
@@ -105,8 +123,16 @@ type class struct {
 	loading  sync.Mutex // held by who loads or makes the template
 	template *template  // nil: not loaded
 	wanted   time.Time  // the last Take
-	failures int        // in a row
+	demand   demand
+	failures int       // in a row
+	failed   time.Time // the last of them
 	ready    []*Ready
+	filling  int   // being made
+	epoch    int   // counts drains
+	private  int64 // what the one made last has of the host's memory for itself, bytes; 0: none was made yet
+	shared   int64 // what the last template took, bytes; 0: there was none yet
+
+	taken, restored, missed uint64 // as ClassStatus has them
 }
 
 // Ready is a sandbox that was taken, or can be.
@@ -116,13 +142,19 @@ type Ready struct {
 	Config sandbox.Config
 	// Warm tells one that was ready from one restored on the spot.
 	Warm bool
+
+	private int64 // as class has it
 }
 
 // Open opens the pool below o.Dir. Errors: a driver that cannot restore; those of the disk.
 func Open(ctx context.Context, o Options) (*Pool, error) {
-	if o.Memory == 0 {
-		o.Memory = DefaultMemory
+	if err := o.Settings.Check(); err != nil {
+		return nil, fmt.Errorf("open pool: %w", err)
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	o.Host = o.Host.withDefaults()
 	s, err := openStore(ctx, o.Dir, o.Driver, o.Guest.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("open pool: %w", err)
@@ -133,7 +165,12 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 	}
 	p := &Pool{
 		o: o, store: s, layer: filepath.Join(o.Dir, name), classes: map[Class]*class{}, wake: make(chan struct{}, 1),
-		restoring: make(chan struct{}, 2*runtime.NumCPU()),
+		restoring: make(chan struct{}, 2*runtime.NumCPU()), settings: o.Settings,
+	}
+	if o.Keep {
+		p.class(o.Usual).wanted = p.now()
+		p.started = p.now()
+		time.AfterFunc(grace, p.nudge)
 	}
 	if err := makeLayer(p.layer, form); err != nil {
 		return nil, fmt.Errorf("open pool: %w", err)
@@ -173,11 +210,13 @@ func (p *Pool) Begin() (end func()) {
 	return sync.OnceFunc(func() {
 		p.mu.Lock()
 		p.starting--
-		p.started = time.Now()
+		p.started = p.now()
 		p.mu.Unlock()
 		time.AfterFunc(grace, p.nudge)
 	})
 }
+
+func (p *Pool) now() time.Time { return p.o.Now() }
 
 // nudge makes the pool look at what there is to do.
 func (p *Pool) nudge() {
@@ -199,22 +238,44 @@ func (p *Pool) class(c Class) *class {
 // but for its hostname. nil when the caller has to boot one itself; the reason, if it is not that there is no template
 // yet, has been logged.
 func (p *Pool) Take(ctx context.Context, size Class) *Ready {
+	c, r := p.take(size)
+	if r != nil {
+		return r
+	}
+	r = p.onTheSpot(ctx, c)
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r != nil {
+		c.restored++
+	} else {
+		c.missed++
+	}
+	return r
+}
+
+// take counts the demand, and returns one that is ready if there is one.
+func (p *Pool) take(size Class) (*class, *Ready) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	c := p.class(size)
-	c.wanted = time.Now()
-	for len(c.ready) > 0 {
-		r := c.ready[0]
-		c.ready = c.ready[1:]
+	c.wanted = p.now()
+	c.demand.add(c.wanted)
+	for i, r := range c.ready {
 		select {
-		case <-r.Sandbox.Done(): // its watch is about to find out
+		case <-r.Sandbox.Done(): // its watch is about to find out, and takes it away
 		default:
-			p.mu.Unlock()
-			return r
+			c.ready = slices.Delete(c.ready, i, i+1)
+			c.taken++
+			c.failures = 0
+			p.nudge()
+			return c, r
 		}
 	}
-	p.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, takeLimit)
-	defer cancel()
+	return c, nil
+}
+
+// onTheSpot makes a sandbox for who waits for it; nil when there is no template, or it is of no use.
+func (p *Pool) onTheSpot(ctx context.Context, c *class) *Ready {
 	t, err := p.loaded(ctx, c)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -228,7 +289,7 @@ func (p *Pool) Take(ctx context.Context, size Class) *Ready {
 		p.mu.Lock()
 		c.failures = 0
 		p.mu.Unlock()
-	case ctx.Err() != nil: // says more about the machine's load than about the template
+	case ctx.Err() != nil, errors.Is(err, context.DeadlineExceeded): // says more about the machine's load than about the template
 		p.o.Log.Warn("restore on the spot", "err", err)
 	default:
 		p.discard(c, t, err)
@@ -268,13 +329,17 @@ func (p *Pool) loadLocked(ctx context.Context, c *class) (*template, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.template = t
+	c.template, c.shared = t, t.size
 	return t, nil
 }
 
 // discard throws away a template that a restore has failed with, unless it was the caller's patience that ended.
 func (p *Pool) discard(c *class, t *template, why error) {
 	if errors.Is(why, context.Canceled) {
+		return
+	}
+	if errors.As(why, new(hostError)) {
+		p.failed(c, "restore", why)
 		return
 	}
 	p.mu.Lock()
@@ -298,10 +363,16 @@ func (p *Pool) failed(c *class, what string, err error) {
 	}
 	p.mu.Lock()
 	c.failures++
+	c.failed = p.now()
 	last := c.failures >= maxFailures
 	p.mu.Unlock()
 	p.o.Log.Warn("containers start by booting", "reason", what, "err", err, "cpus", c.CPUs, "memory", c.Memory, "retry", !last)
 }
+
+// hostError is a failure that is not the template's: a disk that is full.
+type hostError struct{ error }
+
+func (e hostError) Unwrap() error { return e.error }
 
 // config describes a new sandbox and makes its runtime directory.
 func (p *Pool) config(size Class) (sandbox.Config, error) {
@@ -336,9 +407,11 @@ func (p *Pool) restore(ctx context.Context, t *template) (*Ready, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	ctx, cancel := context.WithTimeout(ctx, takeLimit)
+	defer cancel()
 	c, err := p.config(t.Class)
 	if err != nil {
-		return nil, err
+		return nil, hostError{err}
 	}
 	box, err := sandbox.Restore(ctx, t.saved, c, t.Token)
 	if err != nil {
@@ -350,22 +423,4 @@ func (p *Pool) restore(ctx context.Context, t *template) (*Ready, error) {
 // destroy ends a sandbox that nobody has taken.
 func (p *Pool) destroy(r *Ready) error {
 	return errors.Join(r.Sandbox.Kill(), p.forget(r.Config))
-}
-
-// Status is what the pool has of a size.
-type Status struct {
-	Class
-	Template bool `json:"template"` // loaded
-	Ready    int  `json:"ready"`
-}
-
-// Status tells what there is, in no order.
-func (p *Pool) Status() []Status {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	all := []Status{}
-	for _, c := range p.classes {
-		all = append(all, Status{c.Class, c.template != nil, len(c.ready)})
-	}
-	return all
 }

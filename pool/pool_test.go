@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,21 +26,52 @@ const patience = 30 * time.Second
 
 var small = Class{CPUs: 1, Memory: 128 << 20}
 
+// private is what a ready one has for itself, as the pool is told.
+const private = 30 << 20
+
+// clock stands still but for what a test makes it do.
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+// later puts the clock forward.
+func (c *clock) later(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
 // bench is a pool on machines that are goroutines.
 type bench struct {
 	t      *testing.T
 	driver *sandboxtest.Driver
 	o      Options
+	clock  *clock
+	// available is the host's memory as the pool is told.
+	available atomic.Int64
 
 	mu   sync.Mutex
 	uids map[uint32]bool
 }
 
 func newBench(t *testing.T) *bench {
-	b := &bench{t: t, driver: sandboxtest.New(), uids: map[uint32]bool{}}
+	b := &bench{t: t, driver: sandboxtest.New(), uids: map[uint32]bool{}, clock: &clock{now: time.Unix(1_000_000_000, 0)}}
+	b.available.Store(32 << 30)
 	b.driver.Programs[noopPath] = func(*sandboxtest.Process) int { return 0 }
 	b.o = Options{
-		Dir: filepath.Join(t.TempDir(), "templates"), Run: t.TempDir(), Driver: b.driver, Size: 2,
+		Dir: filepath.Join(t.TempDir(), "templates"), Run: t.TempDir(), Driver: b.driver,
+		Settings: Settings{Min: 2, Max: 2, Memory: 1 << 40}, Usual: small, Now: b.clock.Now,
+		Host: Host{
+			Memory:  func() (int64, int64, error) { return 64 << 30, b.available.Load(), nil },
+			Private: func(int) (int64, error) { return private, nil },
+		},
 		Guest: guestos.Guest{Kernel: "kernel", Digest: "one"},
 		Warm: Warm{
 			Request: api.CreateRequest{Spec: &specs.Spec{Process: &specs.Process{}, Linux: &specs.Linux{}}},
@@ -100,8 +133,12 @@ func (b *bench) close(p *Pool) {
 
 // start is a start of a container, as the node does it.
 func (b *bench) start(p *Pool) *Ready {
-	defer p.Begin()()
-	return p.Take(context.Background(), small)
+	end := p.Begin()
+	r := p.Take(context.Background(), small)
+	end()
+	b.clock.later(grace)
+	p.nudge()
+	return r
 }
 
 // end is the end of a container.
@@ -126,7 +163,7 @@ func (b *bench) await(what string, done func() bool) {
 
 func ready(p *Pool, n int) func() bool {
 	return func() bool {
-		for _, s := range p.Status() {
+		for _, s := range p.Status().Classes {
 			if s.Class == small {
 				return s.Ready == n
 			}
@@ -186,6 +223,7 @@ func TestTemplateStays(t *testing.T) {
 	b := newBench(t)
 	b.close(b.filled())
 	booted := b.driver.Started()
+	b.o.Settings = Settings{} // nothing is made ready beside it
 	p := b.open()
 	r := b.start(p)
 	if r == nil || r.Warm {
@@ -204,42 +242,183 @@ func TestStartsComeFirst(t *testing.T) {
 	if p.Take(context.Background(), small) != nil {
 		t.Fatal("took something from nothing")
 	}
-	late := time.Now().Add(time.Minute)
-	if p.next(late) != nil {
+	b.clock.later(time.Minute)
+	if p.next(p.now()) != nil {
 		t.Error("there is something to do during a start")
 	}
 	end()
 	end() // of no effect
-	p.mu.Lock()
-	ended := p.started
-	p.mu.Unlock()
-	if p.next(ended.Add(grace/2)) != nil {
+	b.clock.later(grace / 2)
+	if p.next(p.now()) != nil {
 		t.Error("there is something to do right after a start")
 	}
+	b.clock.later(grace / 2)
+	p.nudge()
 	b.await("two ready", ready(p, 2))
 }
 
 func TestIdle(t *testing.T) {
 	b := newBench(t)
 	p := b.filled()
-	do := p.next(time.Now().Add(idleAfter + time.Second))
-	if do == nil {
-		t.Fatal("nothing to do although nobody wants what there is")
-	}
-	do()
-	if !ready(p, 0)() || len(b.driver.Running()) != 0 {
-		t.Error("sandboxes are left")
+	b.clock.later(idleAfter + time.Second)
+	p.nudge()
+	b.await("the end of what nobody wants", func() bool { return ready(p, 0)() && len(b.driver.Running()) == 0 })
+	if p.Status().Classes[0].Template {
+		t.Error("the template is still in memory")
 	}
 }
 
 func TestBudget(t *testing.T) {
 	b := newBench(t)
-	b.o.Memory = small.Memory * 3 / 2
+	b.o.Settings = Settings{Min: 4, Max: 8, Memory: 4 * private}
 	p := b.open()
 	b.start(p)
+	// Three, and the template, which has a size on the disk.
+	b.settled(p, 3)
+	if err := p.Set(Settings{Min: 1, Max: 8, Memory: 2 * private}); err != nil {
+		t.Fatal(err)
+	}
+	b.settled(p, 1)
+}
+
+// A host that is short of memory gets it back, and nothing new is made until there is plenty.
+func TestShortMemory(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	b.available.Store(floor(64<<30) - 1)
+	p.nudge()
+	b.settled(p, 0)
+	b.available.Store(floor(64<<30) + 1)
+	p.nudge()
+	b.settled(p, 0)
+	b.available.Store(32 << 30)
+	p.nudge()
+	b.settled(p, 2)
+}
+
+// As many are ready as were wanted in the busiest seconds, within minimum and maximum, and they go when those are
+// forgotten.
+func TestDemand(t *testing.T) {
+	b := newBench(t)
+	b.o.Settings = Settings{Min: 1, Max: 5, Memory: 1 << 40}
+	p := b.open()
+	b.start(p)
+	b.settled(p, 1)
+	burst := func(n int) {
+		t.Helper()
+		b.clock.later(demandSlot) // so that they fall into one slot
+		b.clock.mu.Lock()
+		b.clock.now = b.clock.now.Truncate(demandSlot)
+		b.clock.mu.Unlock()
+		end := p.Begin()
+		for range n {
+			r := p.Take(context.Background(), small)
+			if r == nil {
+				t.Fatal("nothing to take")
+			}
+			b.end(p, r)
+		}
+		end()
+		b.clock.later(grace)
+		p.nudge()
+	}
+	burst(3)
+	b.settled(p, 3)
+	burst(9)
+	b.settled(p, 5)
+	b.clock.later(demandSlot*demandSlots + time.Second)
+	p.nudge()
+	b.settled(p, 1)
+}
+
+// While a start is in progress one is made at a time, and only of a size that has run out.
+func TestFillDuringStarts(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	end := p.Begin()
+	first := p.Take(context.Background(), small)
+	b.quiet(p)
+	if n := b.driver.Started(); n != 3 { // the template's and two ready ones
+		t.Errorf("%d machines were started although there is one ready", n)
+	}
+	second := p.Take(context.Background(), small)
 	b.await("one ready", ready(p, 1))
-	if p.next(time.Now().Add(time.Second)) != nil {
-		t.Error("there is something to do although the memory is used up")
+	b.quiet(p)
+	if n := b.driver.Started(); n != 4 {
+		t.Errorf("%d machines were started", n)
+	}
+	end()
+	b.clock.later(grace)
+	p.nudge()
+	b.settled(p, 2)
+	b.end(p, first)
+	b.end(p, second)
+}
+
+// The usual size is there without having been asked for, and stays.
+func TestKeep(t *testing.T) {
+	b := newBench(t)
+	b.o.Keep = true
+	p := b.open()
+	b.clock.later(grace)
+	b.settled(p, 2)
+	b.clock.later(2 * idleAfter)
+	p.nudge()
+	b.settled(p, 2)
+}
+
+func TestDrainAndRefill(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	p.Drain()
+	b.settled(p, 0)
+	if n := len(b.driver.Running()); n != 0 {
+		t.Errorf("%d machines run after draining", n)
+	}
+	p.Refill()
+	b.settled(p, 2)
+	for _, bad := range []Settings{{Min: -1}, {Min: 2, Max: 1}, {Max: MaxReady + 1}, {Memory: -1}} {
+		if p.Set(bad) == nil {
+			t.Errorf("%+v was taken", bad)
+		}
+	}
+}
+
+// Failures end the attempts, but not for ever.
+func TestTriedAgain(t *testing.T) {
+	b := newBench(t)
+	b.driver.FailRestore(errors.New("no"))
+	p := b.open()
+	b.start(p)
+	b.await("the end of attempts", func() bool { return p.Status().Classes[0].Failures >= maxFailures })
+	b.quiet(p)
+	b.driver.FailRestore(nil)
+	b.clock.later(failurePause)
+	p.nudge()
+	b.settled(p, 2)
+}
+
+// quiet waits until the pool has nothing to do.
+func (b *bench) quiet(p *Pool) {
+	b.t.Helper()
+	b.await("quiet", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		busy := p.providing || len(p.wake) > 0
+		for _, c := range p.classes {
+			busy = busy || c.filling > 0
+		}
+		return !busy
+	})
+}
+
+// settled waits until so many are ready and the pool has nothing to do.
+func (b *bench) settled(p *Pool, n int) {
+	b.t.Helper()
+	b.await("so many ready: "+strconv.Itoa(n), ready(p, n))
+	b.quiet(p)
+	if !ready(p, n)() {
+		b.t.Errorf("the pool has %+v; want %d ready", p.Status(), n)
 	}
 }
 
@@ -336,7 +515,7 @@ func TestRestoreFails(t *testing.T) {
 		b.end(p, r)
 		t.Error("took a sandbox that cannot be restored")
 	}
-	if p.next(time.Now().Add(time.Second)) != nil {
+	if p.next(p.now()) != nil {
 		t.Error("it is still being tried")
 	}
 }

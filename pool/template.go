@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/api/wire"
@@ -46,6 +47,7 @@ type manifest struct {
 type template struct {
 	manifest
 	saved vm.Saved
+	size  int64 // what it takes of the host's memory, bytes
 }
 
 // store keeps templates in a directory, each in one of its own named by what it depends on. One process at a time
@@ -136,7 +138,24 @@ func (s *store) load(ctx context.Context, c Class) (*template, error) {
 		saved.Close()
 		return nil, fmt.Errorf("template %s is damaged: its digest is %s, not %s", dir, saved.Digest(), m.Digest)
 	}
-	return &template{manifest: m, saved: saved}, nil
+	return &template{manifest: m, saved: saved, size: sizeOf(dir)}, nil
+}
+
+// sizeOf is what the files of a directory take on the disk, which is what a loaded template takes in memory: neither
+// has what the guest has not touched.
+func sizeOf(dir string) (sum int64) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				sum += st.Blocks * 512
+			}
+		}
+	}
+	return sum
 }
 
 // build cold-boots a sandbox, lets prepare warm it, and saves it as the template of its class. config is complete but
@@ -164,7 +183,7 @@ func (s *store) build(ctx context.Context, c Class, config sandbox.Config, prepa
 	if err := draft.Publish(s.key, m, s.path(c)); err != nil {
 		return nil, err
 	}
-	return &template{manifest: m, saved: saved}, nil
+	return &template{manifest: m, saved: saved, size: sizeOf(s.path(c))}, nil
 }
 
 // save boots, prepares and saves a sandbox into dir.

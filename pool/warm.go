@@ -80,7 +80,7 @@ func (w *Warm) run(ctx context.Context, s *sandbox.Sandbox, layer, dir string) (
 	defer cancel()
 	scratch := filepath.Join(dir, warmScratch)
 	if err := w.Scratch(ctx, scratch); err != nil {
-		return err
+		return hostError{err}
 	}
 	defer func() { err = errors.Join(err, os.Remove(scratch)) }()
 	disks := []vm.Disk{{Serial: warmLayer, Path: layer, ReadOnly: true}, {Serial: warmScratch, Path: scratch}}

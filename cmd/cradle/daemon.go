@@ -15,7 +15,10 @@ import (
 
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/version"
+	"github.com/docker/cli/opts"
 	"github.com/spf13/cobra"
+
+	"github.com/cradlevm/cradle/pool"
 )
 
 // daemonConfig is all the daemon is told from outside.
@@ -25,9 +28,9 @@ type daemonConfig struct {
 	Run    string // sockets, runtime files
 	Guest  string // directory with the guest's kernel and initrd; empty when none was found
 
-	// Pool tells whether VMs are started from templates, PoolSize how many of each size are kept ready.
-	Pool     bool
-	PoolSize int
+	// Pool tells whether VMs are started from templates, PoolSettings how many of each size are kept ready.
+	Pool         bool
+	PoolSettings pool.Settings
 
 	// IdleTimeout ends the daemon after so long without a connection and with nothing to keep; 0 never.
 	IdleTimeout time.Duration
@@ -39,6 +42,7 @@ type daemonConfig struct {
 // daemonFlags are the flags of `cradle daemon`, as given.
 type daemonFlags struct {
 	host, root, run, guest, pool, logLevel, logFormat string
+	poolMemory                                        opts.MemBytes
 	idleTimeout                                       time.Duration
 }
 
@@ -67,7 +71,8 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 	flags.StringVar(&f.root, "root", "", "Directory of images and state (overrides CRADLE_ROOT)")
 	flags.StringVar(&f.run, "run", "", "Directory of sockets and runtime files (overrides CRADLE_RUN)")
 	flags.StringVar(&f.guest, "guest", "", "Directory of the guest's kernel and initrd (overrides CRADLE_GUEST)")
-	flags.StringVar(&f.pool, "pool", "", `Virtual machines of each size to keep ready (overrides CRADLE_POOL); "restore": none, but start from templates; "off" (default): every container boots its machine`)
+	flags.StringVar(&f.pool, "pool", "", `Virtual machines of each size in demand to keep ready (overrides CRADLE_POOL): a number, or "MIN-MAX" (default "2-16"), within which it follows demand; "restore": none, but start from templates; "off": every container boots its machine`)
+	flags.Var(&f.poolMemory, "pool-memory", "Host's memory for what is kept ready (default: an eighth of it)")
 	flags.DurationVar(&f.idleTimeout, "idle-timeout", 0, "End after so long without connections and containers (0: never)")
 	flags.StringVar(&f.logLevel, "log-level", "info", `Least level to log ("debug", "info", "warn", "error")`)
 	flags.StringVar(&f.logFormat, "log-format", "text", `Format of the log ("text", "json")`)
@@ -102,9 +107,10 @@ func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, e
 	if c.Guest, err = guestDir(get, executable); err != nil {
 		c.Log.Warn("containers cannot start", "reason", err)
 	}
-	if c.Pool, c.PoolSize, err = poolSize(get(envPool)); err != nil {
+	if c.Pool, c.PoolSettings, err = poolSettings(get(envPool)); err != nil {
 		return c, err
 	}
+	c.PoolSettings.Memory = f.poolMemory.Value()
 	if c.IdleTimeout < 0 {
 		return c, fmt.Errorf("invalid --idle-timeout %s: it must not be negative", c.IdleTimeout)
 	}
@@ -122,23 +128,27 @@ func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, e
 	return c, nil
 }
 
-// poolSize reads --pool and CRADLE_POOL.
-func poolSize(s string) (on bool, size int, err error) {
-	switch s {
-	case "", "off", "0":
-		return false, 0, nil
+// poolSettings reads --pool and CRADLE_POOL.
+func poolSettings(text string) (on bool, s pool.Settings, err error) {
+	switch text {
+	case "":
+		return true, pool.Settings{Min: pool.DefaultMin, Max: pool.DefaultMax}, nil
+	case "off", "0":
+		return false, s, nil
 	case "restore":
-		return true, 0, nil
+		return true, s, nil
 	}
-	size, err = strconv.Atoi(s)
-	if err != nil || size < 1 || size > maxPoolSize {
-		return false, 0, fmt.Errorf(`invalid --pool %q: a number up to %d, "restore" or "off"`, s, maxPoolSize)
+	low, high, ranged := strings.Cut(text, "-")
+	if s.Min, err = strconv.Atoi(low); err == nil {
+		if s.Max = s.Min; ranged {
+			s.Max, err = strconv.Atoi(high)
+		}
 	}
-	return true, size, nil
+	if err != nil || s.Max < 1 || s.Check() != nil {
+		return false, pool.Settings{}, fmt.Errorf(`invalid --pool %q: a number up to %d, two such with "-" between, "restore" or "off"`, text, pool.MaxReady)
+	}
+	return true, s, nil
 }
-
-// maxPoolSize bounds --pool.
-const maxPoolSize = 1000
 
 func newLogger(level, format string, w io.Writer) (*slog.Logger, error) {
 	var l slog.Level

@@ -9,10 +9,13 @@ import (
 
 	"net/http"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/guestos"
 	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/node"
+	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/vm/qemu"
 )
 
@@ -39,7 +42,8 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	c.Log.Info("accelerator", "accel", accel, "why", why)
 	n, err := node.Open(ctx, node.Options{
 		Root: c.Root, Run: c.Run, Version: c.Version, Driver: driver, Guest: guest, Images: images, Log: c.Log,
-		Pool: c.Pool, PoolSize: c.PoolSize,
+		// A daemon that ends when it is idle is there for what was asked of it, and nothing is made before.
+		Pool: c.Pool, PoolSettings: c.PoolSettings, PoolKeep: c.IdleTimeout == 0,
 	})
 	if err != nil {
 		return nil, errors.Join(err, images.Close())
@@ -49,6 +53,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	extra.Handle("POST /cradle/v1/reset", resetHandler(n, sync.OnceFunc(func() { close(ended) })))
 	extra.Handle("POST /cradle/v1/summon", summonHandler(n))
 	extra.Handle("GET /cradle/v1/pool", poolHandler(n))
+	extra.Handle("POST /cradle/v1/pool", poolChangeHandler(n))
 	return &service{
 		Handler: dockerapi.New(n, dockerapi.Options{
 			Version: c.Version, Log: c.Log, Extra: map[string]http.Handler{"/cradle/v1/": extra},
@@ -76,6 +81,26 @@ func poolHandler(n *node.Node) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(n.PoolStatus())
+	})
+}
+
+// poolChangeHandler changes the pool, and tells what it has then.
+func poolChangeHandler(n *node.Node) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var change pool.Change
+		body := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+		body.DisallowUnknownFields()
+		err := body.Decode(&change)
+		if err != nil {
+			err = errdefs.ErrInvalidArgument.WithMessage("invalid change of the pool: " + err.Error())
+		} else {
+			err = n.PoolChange(change)
+		}
+		if err != nil {
+			dockerapi.WriteError(w, err)
+			return
+		}
+		poolHandler(n).ServeHTTP(w, r)
 	})
 }
 

@@ -16,8 +16,13 @@ import (
 // call makes a request to the part of the daemon's API that docker has no word for, under /cradle/v1/. An
 // answer that is an error becomes one, in the words and with the class docker's client would give it.
 func (d *daemonDialer) call(ctx context.Context, method, path string, query url.Values) (*http.Response, error) {
+	return d.callWith(ctx, method, path, query, nil)
+}
+
+// callWith is call with a body, which is JSON.
+func (d *daemonDialer) callWith(ctx context.Context, method, path string, query url.Values, body io.Reader) (*http.Response, error) {
 	u := url.URL{Scheme: "http", Host: "cradle", Path: "/cradle/v1/" + path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
 		return nil, err
 	}
@@ -32,8 +37,8 @@ func (d *daemonDialer) call(ctx context.Context, method, path string, query url.
 	}
 	defer resp.Body.Close()
 	var said common.ErrorResponse
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil || json.Unmarshal(body, &said) != nil || said.Message == "" {
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil || json.Unmarshal(answer, &said) != nil || said.Message == "" {
 		said.Message = resp.Status
 	}
 	return nil, daemonError{message: said.Message, class: errhttp.ToNative(resp.StatusCode)}

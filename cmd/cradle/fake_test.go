@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/cradlevm/cradle/pool"
 )
 
 // The test binary is also the program under test: with envAs set it is cradle, with a fake of the node.
@@ -89,6 +91,7 @@ type fakeNode struct {
 	mu      sync.Mutex
 	asked   []string
 	created string // the last container's create request
+	changed string // the last change of the pool
 }
 
 func (f *fakeNode) requests() []string {
@@ -160,6 +163,15 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusNotFound, "No such image: "+r.URL.Query().Get("image"))
 	case path == "/cradle/v1/summon":
 		_, _ = w.Write(f.Summoned)
+	case path == "/cradle/v1/pool":
+		b, _ := io.ReadAll(r.Body)
+		f.mu.Lock()
+		f.changed = string(b)
+		f.mu.Unlock()
+		answer(pool.Status{Settings: pool.Settings{Min: 2, Max: 16, Memory: 1 << 30}, Classes: []pool.ClassStatus{{
+			Class: pool.Class{CPUs: 1, Memory: 512 << 20}, Template: true, Ready: 3, Wanted: 4, Taken: 5, Restored: 6, Missed: 7,
+			Private: 24 << 20, Shared: 60 << 20,
+		}}})
 	default:
 		fail(http.StatusNotImplemented, path+" is not supported")
 	}

@@ -72,16 +72,18 @@ func awaitPool(ctx context.Context, socket string, least int) error {
 		if err != nil {
 			return err
 		}
-		var sizes []struct {
-			Template bool
-			Ready    int
+		var status struct {
+			Classes []struct {
+				Template bool
+				Ready    int
+			}
 		}
-		err = json.NewDecoder(answer.Body).Decode(&sizes)
+		err = json.NewDecoder(answer.Body).Decode(&status)
 		answer.Body.Close()
 		if err != nil {
 			return err
 		}
-		if len(sizes) == 1 && sizes[0].Template && sizes[0].Ready >= least {
+		if len(status.Classes) == 1 && status.Classes[0].Template && status.Classes[0].Ready >= least {
 			return nil
 		}
 	}

@@ -66,7 +66,8 @@ func newHouse(t *testing.T) *house {
 			h.env = append(h.env, kv)
 		}
 	}
-	h.env = append(h.env, "CRADLE_ROOT="+h.path("root"), "CRADLE_RUN="+h.path("run"), "CRADLE_GUEST="+guest, "HOME="+dir)
+	h.env = append(h.env, "CRADLE_ROOT="+h.path("root"), "CRADLE_RUN="+h.path("run"), "CRADLE_GUEST="+guest, "HOME="+dir,
+		"CRADLE_POOL=off") // what is counted here is the containers' own
 	t.Cleanup(h.close)
 	if r := h.do("load", "-q", "-i", image); r.code != 0 {
 		t.Fatalf("load: %+v", r)

@@ -31,11 +31,11 @@ func (h *house) poolStatus(t *testing.T) (ready int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var sizes []struct{ Ready int }
-	if err := json.Unmarshal(body, &sizes); err != nil {
+	var status struct{ Classes []struct{ Ready int } }
+	if err := json.Unmarshal(body, &status); err != nil {
 		t.Fatalf("%s: %v", body, err)
 	}
-	for _, s := range sizes {
+	for _, s := range status.Classes {
 		ready += s.Ready
 	}
 	return ready
