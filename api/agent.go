@@ -212,7 +212,7 @@ type ExitStatus struct {
 // SignalRequest sends a signal.
 type SignalRequest struct {
 	ProcessRef
-	Signal int  `json:"signal"`
+	Signal int  `json:"signal"`        // 0 only asks whether the process is there
 	All    bool `json:"all,omitempty"` // to every process of the container
 }
 

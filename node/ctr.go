@@ -40,6 +40,8 @@ type ctr struct {
 	health   *container.Health
 	gone     chan struct{} // closed when the container has been removed
 
+	execs []*exec // guarded by the node's mu; in order of creation
+
 	desk  *desk // guarded by op
 	still stillness
 }

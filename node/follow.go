@@ -84,7 +84,6 @@ func (c *ctr) finish(r *run, status api.ExitStatus, err error) {
 	c.wake(false)
 	c.endAttachments()
 	c.mu.Unlock()
-	c.node.forgetUnstartedExecs(c)
 	close(r.ended)
 	if status.OOMKilled {
 		c.emit(events.ActionOOM, nil)
@@ -136,6 +135,8 @@ func (c *ctr) afterwards(rec record) {
 // flushed first.
 func (c *ctr) teardown(r *run, rec record) {
 	log := c.node.options.Log.With("container", c.id)
+	c.drainExecs()
+	c.forgetUnstartedExecs()
 	ctx, cancel := context.WithTimeout(context.Background(), teardownLimit)
 	defer cancel()
 	c.mu.Lock()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/dockerapi"
 )
@@ -111,21 +112,21 @@ func (c *ctr) probe(ctx context.Context, command []string, limit time.Duration) 
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	n := c.node
-	id, err := n.ExecCreate(ctx, c.id, container.ExecCreateRequest{Cmd: command, AttachStdout: true, AttachStderr: true})
+	e, err := c.createExec(container.ExecCreateRequest{Cmd: command, AttachStdout: true, AttachStderr: true}, true)
 	if err != nil {
 		result.Output = err.Error()
 		return result
 	}
 	var out boundedBuffer
-	err = n.ExecStart(ctx, id, container.ExecStartRequest{}, func() (dockerapi.Streams, error) {
+	err = e.start(ctx, container.ExecStartRequest{}, func() (dockerapi.Streams, error) {
 		return dockerapi.Streams{Stdout: &out, Stderr: &out}, nil
 	})
 	result.Output = out.String()
 	if ctx.Err() == context.DeadlineExceeded {
 		result.Output = "Health check exceeded timeout (" + limit.String() + ")"
-		if r, e := c.current(); e == nil {
-			if e := r.signal(n.ctx, (&exec{id: id, c: c}).process(), 9); e != nil {
-				n.options.Log.Debug("kill probe", "container", c.id, "err", e)
+		if r, err := c.current(); err == nil {
+			if err := r.signal(n.ctx, e.process(), int(unix.SIGKILL)); err != nil {
+				n.options.Log.Debug("kill probe", "container", c.id, "err", err)
 			}
 		}
 		return result
@@ -134,8 +135,8 @@ func (c *ctr) probe(ctx context.Context, command []string, limit time.Duration) 
 		result.Output = err.Error()
 		return result
 	}
-	if st, err := n.ExecInspect(ctx, id); err == nil && st.ExitCode != nil {
-		result.ExitCode = *st.ExitCode
+	if e.hasEnded() {
+		result.ExitCode = e.code()
 	}
 	return result
 }

@@ -51,7 +51,7 @@ func (n *Node) ContainerInspect(_ context.Context, name string, size bool) (cont
 	out := container.InspectResponse{
 		ID: r.ID, Created: formatTime(r.Created), Path: path, Args: args, State: state, Image: r.ImageID,
 		LogPath: logPath, Name: "/" + r.Name, RestartCount: r.RestartCount, Driver: "erofs", Platform: r.Platform,
-		HostConfig: &r.HostConfig, Config: &r.Config, ExecIDs: n.execIDs(c), Mounts: c.mounts(r),
+		HostConfig: &r.HostConfig, Config: &r.Config, ExecIDs: c.execIDs(), Mounts: c.mounts(r),
 		GraphDriver: &storage.DriverData{Name: "erofs", Data: map[string]string{"Scratch": filepath.Join(c.dir(), "scratch.ext4")}},
 		NetworkSettings: &container.NetworkSettings{
 			Ports: network.PortMap{}, Networks: networksOf(r),
@@ -68,16 +68,14 @@ func (n *Node) ContainerInspect(_ context.Context, name string, size bool) (cont
 	return out, nil
 }
 
-func (n *Node) execIDs(c *ctr) []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+// execIDs lists the execs that have not ended, be it that they have not begun.
+func (c *ctr) execIDs() []string {
 	var ids []string
-	for id, e := range n.execs {
-		if e.c == c && e.isRunning() {
-			ids = append(ids, id)
+	for _, e := range c.listExecs() {
+		if !e.hasEnded() {
+			ids = append(ids, e.id)
 		}
 	}
-	sort.Strings(ids)
 	return ids
 }
 

@@ -34,6 +34,7 @@ func (n *Node) recover(ctx context.Context) error {
 		if rec.Sandbox != nil {
 			n.uids[rec.Sandbox.VM.UID] = struct{}{}
 		}
+		c.loadExecs()
 	}
 	if err := n.scratch.Clean(); err != nil {
 		return fmt.Errorf("sweep: %w", err)
@@ -123,6 +124,7 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 	}
 	c.mu.Unlock()
 	n.running.Add(1)
+	c.adoptExecs(r)
 	if rec.Status == container.StateRunning { // a commit may have been cut short, and left it standing still
 		n.running.Add(1)
 		go func() {
@@ -147,6 +149,7 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 // settle does what a container without a VM has coming when the daemon starts. cut says that a start was cut short. A
 // container that is removed at its end and was never started stays: daemons come and go more often than docker's.
 func (n *Node) settle(c *ctr, cut bool) {
+	c.loseExecs()
 	if up(c.snapshot().Status) {
 		err := c.change(func(r *record) {
 			r.ExitCode, r.Finished = 137, n.started

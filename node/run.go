@@ -58,6 +58,21 @@ func (r *run) wait(ctx context.Context, p api.ProcessRef) (api.ExitStatus, error
 	}
 }
 
+// knows reports whether the agent has the process, be it that it has ended. An error means that the VM has gone or that
+// ctx has ended.
+func (r *run) knows(ctx context.Context, p api.ProcessRef) (bool, error) {
+	for {
+		err := r.vm.Signal(ctx, p, 0, false)
+		var answered *api.Error
+		if errors.As(err, &answered) {
+			return answered.Code != api.CodeNotFound, nil
+		}
+		if err == nil || errors.Is(err, sandbox.ErrGone) || !retryPause(ctx) {
+			return err == nil, err
+		}
+	}
+}
+
 // flush unmounts the container in the guest, so that its disk is whole.
 func (r *run) flush(ctx context.Context, p api.ProcessRef) error {
 	for {

@@ -408,7 +408,7 @@ func (c *ctr) remove() error {
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
-	n.forgetExecs(c)
+	c.forgetExecs()
 	n.mu.Lock()
 	delete(n.containers, c.id)
 	delete(n.names, name)

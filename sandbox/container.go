@@ -22,9 +22,20 @@ func (s *Sandbox) StartContainer(ctx context.Context, id string) error {
 	return s.call(ctx, api.MethodStart, api.ProcessRef{ID: id}, nil)
 }
 
-// Exec starts another process in a running container.
-func (s *Sandbox) Exec(ctx context.Context, r api.ExecRequest) error {
-	return s.call(ctx, api.MethodExec, r, nil)
+// maxPID is the most that a process id can be on Linux.
+const maxPID = 1 << 22
+
+// Exec starts another process in a running container and returns its process id, which is the guest's. A process id that
+// cannot be is ErrNonsense.
+func (s *Sandbox) Exec(ctx context.Context, r api.ExecRequest) (pid int, err error) {
+	var started api.StartResult
+	if err := s.call(ctx, api.MethodExec, r, &started); err != nil {
+		return 0, err
+	}
+	if started.PID < 1 || started.PID > maxPID {
+		return 0, fmt.Errorf("%w: process id %d", ErrNonsense, started.PID)
+	}
+	return started.PID, nil
 }
 
 // Wait returns how the process ended, once it has. What the guest says is checked: a code outside 0..255 is
@@ -40,7 +51,8 @@ func (s *Sandbox) Wait(ctx context.Context, p api.ProcessRef) (api.ExitStatus, e
 	return st, nil
 }
 
-// Signal sends a signal to a process, or with all to every process of its container.
+// Signal sends a signal to a process, or with all to every process of its container. Signal 0 only asks whether the
+// process is there: api.CodeFailedPrecondition when it has ended, api.CodeNotFound when it never was or has been deleted.
 func (s *Sandbox) Signal(ctx context.Context, p api.ProcessRef, signal int, all bool) error {
 	return s.call(ctx, api.MethodSignal, api.SignalRequest{ProcessRef: p, Signal: signal, All: all}, nil)
 }

@@ -126,7 +126,7 @@ func (m *Machine) answerProcess(call *wire.Call) (result any, serve func(), err 
 			return nil, nil, call.Context.Err()
 		}
 	case api.MethodSignal:
-		return nil, nil, p.signal(r.Signal)
+		return nil, nil, p.Signal(r.Signal)
 	case api.MethodStdin:
 		return nil, func() { p.serveStdin(call) }, nil
 	case api.MethodProcesses:
@@ -175,6 +175,11 @@ func (m *Machine) start(id, exec string, args []string, stdin bool) error {
 		}
 	}()
 	return nil
+}
+
+// StartExec starts an exec without a call: one that was on its way when its session broke.
+func (m *Machine) StartExec(id, exec string, args ...string) error {
+	return m.start(id, exec, args, false)
 }
 
 func (m *Machine) process(r api.ProcessRef) (*Process, error) {
@@ -273,8 +278,11 @@ func (p *Process) serveStdin(call *wire.Call) {
 }
 
 // Process is the first process of a container, nil when there is none.
-func (m *Machine) Process(id string) *Process {
-	p, err := m.process(api.ProcessRef{ID: id})
+func (m *Machine) Process(id string) *Process { return m.Exec(id, "") }
+
+// Exec is an exec of a container, nil when there is none.
+func (m *Machine) Exec(id, exec string) *Process {
+	p, err := m.process(api.ProcessRef{ID: id, Exec: exec})
 	if err != nil {
 		return nil
 	}

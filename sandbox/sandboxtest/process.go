@@ -83,9 +83,13 @@ func (p *Process) hasExited() bool {
 	return p.over
 }
 
-func (p *Process) signal(n int) error {
+// Signal sends a signal, as the agent does.
+func (p *Process) Signal(n int) error {
 	if p.hasExited() {
 		return api.Errorf(api.CodeFailedPrecondition, "the process is not running")
+	}
+	if n == 0 {
+		return nil
 	}
 	if n == 9 {
 		p.exit(137)

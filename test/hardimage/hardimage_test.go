@@ -300,7 +300,7 @@ func (b *box) run(t *testing.T, args []string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.vm.Exec(ctx, r); err != nil {
+	if _, err := b.vm.Exec(ctx, r); err != nil {
 		t.Fatal(err)
 	}
 	ref := api.ProcessRef{ID: r.ID, Exec: r.Exec}
