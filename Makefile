@@ -19,7 +19,7 @@ LDFLAGS    := -s -w -X $(V).Version=$(VERSION) -X $(V).GitCommit=$(COMMIT) -X $(
 # What a machine needs besides Go. `deps` installs what is missing, and asks nothing of apt when nothing is. The
 # scripts that make kernels and images look after their own needs.
 RUN_PACKAGES  := qemu-system-x86 e2fsprogs
-TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev
+TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev $(BPF_PACKAGES)
 
 # What cradle is held against by `make parity`. Installing them starts a system's dockerd where systemd runs.
 PEER_PACKAGES := docker.io containerd runc iptables iproute2
@@ -31,7 +31,7 @@ TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/bzImage
                CRADLE_GUEST_DEBIAN=$(OUT)/guest-debian:$(OUT)/guest-debian-release
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: help build guest debian-guests kernel images deps test-deps demo test unit-test vm-test parity bench lint man install clean
+.PHONY: help bpf build guest debian-guests kernel images deps test-deps demo test unit-test vm-test parity bench lint man install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -65,6 +65,13 @@ debian-guests: build
 
 images: test-deps ## images for tests and benchmarks, in out/images
 	hack/images.sh $(OUT)/images $(IMAGES)
+
+# The compiler of the programs on TAPs: its version is part of what they are. Installing it takes seconds.
+BPF_PACKAGES := clang-14 llvm-14
+
+bpf: ## the programs on TAP devices, in network/bpf/tap.o (the same bytes wherever it runs)
+	$(call install_packages,$(BPF_PACKAGES))
+	network/bpf/src/build.sh
 
 define install_packages
 	@missing=$$(for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \

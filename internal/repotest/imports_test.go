@@ -36,7 +36,7 @@ func rules() []rule {
 		{pkg: "guestos", others: none},
 		{pkg: "erofs", others: none},
 		{pkg: "image", may: []string{"erofs"}},
-		{pkg: "network"},
+		{pkg: "network", may: []string{"network"}},
 		{pkg: "volume", others: []string{"golang.org/x/sys"}},
 		{pkg: "seccomp", others: []string{"github.com/moby/profiles/seccomp", "github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
 		{pkg: "guest", may: []string{"api", "api/wire", "guest"}, others: []string{"github.com/opencontainers/runtime-spec", "golang.org/x/sys"}},
