@@ -95,7 +95,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	}
 	n := &Node{
 		options: o, store: st, scratch: volume.Scratch{Dir: filepath.Join(o.Root, "scratch")},
-		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU()},
+		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU(), Filters: runspec.NewFilters()},
 		events:   newEventLog(), started: time.Now(),
 		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]struct{}{},
 	}

@@ -36,12 +36,13 @@ import (
 
 // Settings are the node's own choices. The zero value of a field means the default.
 type Settings struct {
-	Arch      string // of the guest, as in GOARCH; default amd64
-	CPUs      int    // of a machine whose container has no CPU limit; default 1
-	MaxCPUs   int    // the most one container may ask for, normally the host's CPUs; default 64
-	Memory    int64  // of a machine whose container has no memory limit, bytes; default 512 MiB
-	MaxMemory int64  // the most one machine may have, bytes; default 1 TiB
-	Scratch   int64  // size of the writable disk without --storage-opt size, bytes; default 10 GiB
+	Arch      string   // of the guest, as in GOARCH; default amd64
+	CPUs      int      // of a machine whose container has no CPU limit; default 1
+	MaxCPUs   int      // the most one container may ask for, normally the host's CPUs; default 64
+	Memory    int64    // of a machine whose container has no memory limit, bytes; default 512 MiB
+	MaxMemory int64    // the most one machine may have, bytes; default 1 TiB
+	Scratch   int64    // size of the writable disk without --storage-opt size, bytes; default 10 GiB
+	Filters   *Filters // remembers what was compiled; nil compiles each time
 }
 
 func (s Settings) withDefaults() Settings {
@@ -87,7 +88,7 @@ func Create(c Container, s Settings) (api.CreateRequest, error) {
 	if err != nil {
 		return api.CreateRequest{}, err
 	}
-	filter, err := sec.filter(p.Capabilities.Bounding, s.Arch)
+	filter, err := sec.filter(p.Capabilities.Bounding, s)
 	if err != nil {
 		return api.CreateRequest{}, err
 	}
@@ -186,7 +187,7 @@ func Exec(c Container, exec string, r container.ExecCreateRequest, s Settings) (
 		return api.ExecRequest{}, err
 	}
 	// The filter is the container's, also of a privileged exec: docker changes only the capabilities.
-	filter, err := sec.filter(p.Capabilities.Bounding, s.Arch)
+	filter, err := sec.filter(p.Capabilities.Bounding, s)
 	if err != nil {
 		return api.ExecRequest{}, err
 	}

@@ -33,9 +33,9 @@ const (
 	longPause = 10 * time.Second
 )
 
-// While containers print numbered lines and others come and go, the daemon is killed CRADLE_CRASH_ROUNDS times, at
-// moments that CRADLE_CRASH_SEED decides. Then every line is there once and in order, every exit code right, and
-// nothing is left over.
+// While containers print numbered lines, execs print for nobody, and others come and go, the daemon is killed
+// CRADLE_CRASH_ROUNDS times, at moments that CRADLE_CRASH_SEED decides. Then every line is there once and in order, every
+// exit code right, that of an exec too, and nothing is left over.
 func TestKilledDaemons(t *testing.T) {
 	rounds, steady := knob(t, "CRADLE_CRASH_ROUNDS", 20), knob(t, "CRADLE_CRASH_CONTAINERS", 10)
 	seed := uint64(knob(t, "CRADLE_CRASH_SEED", int(time.Now().UnixNano()&0xffffff)))
@@ -46,6 +46,14 @@ func TestKilledDaemons(t *testing.T) {
 			fmt.Sprintf("trap 'echo end; exit %d' TERM; i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done", steadyCode(i))); err != nil {
 			t.Fatal(err)
 		}
+	}
+	execs := make([]string, min(steady, 3))
+	for i := range execs {
+		id, err := beginExec(h, i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		execs[i] = id
 	}
 	var stop atomic.Bool
 	var workers sync.WaitGroup
@@ -78,6 +86,11 @@ func TestKilledDaemons(t *testing.T) {
 	stop.Store(true)
 	workers.Wait()
 	t.Logf("%d kills in %v; came and went: %v", rounds, time.Since(begun).Round(time.Second), tally.counts)
+	for i, id := range execs {
+		if err := endExec(h, i, id); err != nil {
+			t.Error(err)
+		}
+	}
 	lines := 0
 	for i := range steady {
 		n, err := checkSteady(h, i)
@@ -177,7 +190,7 @@ type guests struct {
 // with the right code in any case.
 func (g *guests) comeAndGo() error {
 	code := g.rand.IntN(120)
-	switch g.rand.IntN(4) {
+	switch g.rand.IntN(5) {
 	case 0:
 		r := g.house.do("run", "--rm", "-m", "64m", "busybox", "sh", "-c", fmt.Sprintf("echo out; exit %d", code))
 		if r.killed {
@@ -201,6 +214,17 @@ func (g *guests) comeAndGo() error {
 		}
 		return nil
 	case 2:
+		script := fmt.Sprintf("echo out; sleep %d; exit %d", g.rand.IntN(2), code)
+		id, err := g.house.createExec(steadyName(g.rand.IntN(g.steady)), script)
+		if err == nil {
+			err = g.house.startExec(id)
+		}
+		if err == nil {
+			err = g.house.waitExec(id, script, code)
+		}
+		g.tally.add("exec -d")
+		return err
+	case 3:
 		return g.detached(fmt.Sprintf("echo out; sleep %d; exit %d", g.rand.IntN(3), code), code, "wait")
 	default:
 		return g.detached(fmt.Sprintf("trap 'exit %d' TERM; echo out; while :; do sleep 0.1; done", code), code, "stop", "-t", "60")
