@@ -25,7 +25,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils
 PEER_PACKAGES := docker.io containerd runc iptables iproute2
 
 # Packages whose tests start virtual machines: not under the race detector, and one after the other.
-VM_TESTS    := ./guest ./vm/... ./test/e2e ./test/hardimage ./test/rootless ./test/crash
+VM_TESTS    := ./guest ./vm/... ./test/e2e ./test/hardimage ./test/rootless ./test/crash ./test/bench
 TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/bzImage \
                CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images \
                CRADLE_GUEST_DEBIAN=$(OUT)/guest-debian:$(OUT)/guest-debian-release
@@ -104,8 +104,8 @@ parity: test-deps guest images ## the same commands against cradle and Debian's 
 	$(call install_packages,$(PEER_PACKAGES))
 	$(TEST_ENV) go test -count=1 -timeout 60m ./test/parity
 
-bench: build guest images ## benchmarks, as ratios
-	$(TEST_ENV) hack/bench.sh
+bench: build guest images ## benchmarks, as ratios to docker, containerd and others (BENCH="-only run,exec": flags)
+	$(TEST_ENV) PEER_PACKAGES="$(PEER_PACKAGES)" hack/bench.sh $(BENCH)
 
 lint: ## formatting, vet, staticcheck, shell scripts
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \

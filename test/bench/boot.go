@@ -31,9 +31,9 @@ func boot(ctx context.Context, e env) ([]row, error) {
 		return nil, err
 	}
 	return []row{
-		{name: "cold boot to agent ready", ours: cold, goal: 1, notes: "kernel " + guest.Release},
-		{name: "  of it, inside the guest", ours: inside,
-			notes: fmt.Sprintf("%.0f million guest instructions", float64(instructions[0])/1e6)},
+		{name: "cold boot to agent ready", unit: unitSeconds, ours: cold, goal: 1, notes: "kernel " + guest.Release},
+		{name: "  of it, inside the guest", unit: unitSeconds, ours: inside,
+			notes: fmt.Sprintf("%.0f million guest instructions", instructions[0]*1e3)},
 	}, nil
 }
 
@@ -52,10 +52,10 @@ func boots(ctx context.Context, e env, driver vm.Driver, guest guestos.Guest, n 
 		if err != nil {
 			return nil, nil, err
 		}
-		cold = append(cold, time.Since(began))
+		cold.add(time.Since(began))
 		ping, err := s.Ping(ctx)
 		if err == nil {
-			inside = append(inside, time.Duration(ping.ReadyNanos))
+			inside.add(time.Duration(ping.ReadyNanos))
 		}
 		if killed := s.Kill(); err == nil {
 			err = killed

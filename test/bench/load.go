@@ -2,7 +2,6 @@ package main
 
 import (
 	"archive/tar"
-	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
@@ -15,8 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -31,41 +28,69 @@ const (
 
 // load measures taking in an image of 450 MB with gzip layers: ours against containerd's import with unpacking, and
 // against nothing but decompressing and hashing the same layers one after the other.
-func load(ctx context.Context, e env) ([]row, error) {
+func load(ctx context.Context, e env) (rows []row, err error) {
 	archive := filepath.Join(e.dir, "big.tar")
 	layers, err := bigImage(archive, e.dir)
 	if err != nil {
 		return nil, err
 	}
-	d, err := startDaemon(ctx, e, "load")
+	d, err := startCradle(ctx, e, "load", booting()...)
 	if err != nil {
 		return nil, err
 	}
-	defer d.stop()
-	var ours sample
-	for range min(e.runs, loadRuns) {
-		s, err := timed(1, func() error { return d.cradle(ctx, "load", "-q", "-i", archive) })
-		if err != nil {
-			return nil, err
-		}
-		ours = append(ours, s...)
-		if err := d.cradle(ctx, "rmi", "-f", "big:latest"); err != nil {
-			return nil, err
-		}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	us := contestant{name: "cradle load", ours: true, once: func(ctx context.Context) error { return d.do(ctx, "load", "-q", "-i", archive) }}
+	us.ready = func(ctx context.Context) error {
+		_ = d.do(ctx, "rmi", "-f", "big:latest") // the one of the last turn
+		return nil
 	}
-	plain, err := timed(len(ours), func() error { return gunzipAndHash(ctx, layers) })
+	peer := &importer{e: e, archive: archive}
+	defer func() { err = errors.Join(err, peer.stop()) }()
+	results, err := race(ctx, min(e.runs, loadRuns), us,
+		contestant{name: "gunzip | sha256sum", once: func(ctx context.Context) error { return gunzipAndHash(ctx, layers) }},
+		contestant{name: "ctr images import", ready: peer.ready, once: peer.once})
 	if err != nil {
 		return nil, err
 	}
-	rows := []row{{name: "load 450 MB image", ours: ours, peer: "gunzip | sha256sum", base: plain, goal: 1.2}}
-	if e.peers == "" {
-		return rows, nil
+	return []row{
+		against("load 450 MB image", results[0], results[1], 1.2),
+		against("load 450 MB image", results[0], results[2], 0.5),
+	}, nil
+}
+
+// importer is containerd's import, which unpacks too, each time into an empty containerd.
+type importer struct {
+	e       env
+	archive string
+	c       *containerd
+	empty   bool
+}
+
+func (p *importer) ready(ctx context.Context) error {
+	if p.c != nil && p.empty {
+		return nil
 	}
-	imported, err := ctrImport(ctx, e, archive, len(ours))
-	if err != nil {
-		return nil, err
+	if err := p.stop(); err != nil {
+		return err
 	}
-	return append(rows, row{name: "load 450 MB image", ours: ours, peer: "ctr images import", base: imported, goal: 0.5}), nil
+	var err error
+	p.c, err = startContainerd(ctx, p.e, "importer")
+	p.empty = err == nil
+	return err
+}
+
+func (p *importer) once(ctx context.Context) error {
+	p.empty = false
+	return p.c.do(ctx, "images", "import", p.archive)
+}
+
+func (p *importer) stop() error {
+	if p.c == nil {
+		return nil
+	}
+	c := p.c
+	p.c = nil
+	return c.stop()
 }
 
 func gunzipAndHash(ctx context.Context, layers []string) error {
@@ -78,61 +103,7 @@ func gunzipAndHash(ctx context.Context, layers []string) error {
 	return nil
 }
 
-// ctrImport measures `ctr images import`, which unpacks too, each time into an empty containerd.
-func ctrImport(ctx context.Context, e env, archive string, n int) (sample, error) {
-	var s sample
-	for i := range n {
-		dir := filepath.Join(e.dir, fmt.Sprintf("containerd%d", i))
-		took, err := oneImport(ctx, e, archive, dir)
-		if err != nil {
-			return nil, err
-		}
-		s = append(s, took)
-	}
-	return s, nil
-}
-
-func oneImport(ctx context.Context, e env, archive, dir string) (took time.Duration, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return 0, err
-	}
-	config := filepath.Join(dir, "config.toml")
-	text := fmt.Sprintf("version = 3\nroot = %q\nstate = %q\ndisabled_plugins = ['io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime', 'io.containerd.grpc.v1.cri', 'io.containerd.nri.v1.nri']\n[grpc]\naddress = %q\n[ttrpc]\naddress = %q\n",
-		dir+"/root", dir+"/state", dir+"/c.sock", dir+"/t.sock")
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		return 0, err
-	}
-	var log bytes.Buffer
-	daemon := exec.Command(filepath.Join(e.peers, "containerd"), "-c", config)
-	daemon.Stdout, daemon.Stderr = &log, &log
-	daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := daemon.Start(); err != nil {
-		return 0, err
-	}
-	defer func() {
-		err = errors.Join(err, daemon.Process.Signal(syscall.SIGTERM))
-		daemon.Wait() // its exit status after a signal says nothing
-		err = errors.Join(err, os.RemoveAll(dir))
-	}()
-	ctr := func(args ...string) error {
-		out, err := exec.CommandContext(ctx, filepath.Join(e.peers, "ctr"), append([]string{"-a", dir + "/c.sock", "-n", "bench"}, args...)...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("ctr %v: %w: %s; containerd: %s", args, err, out, tail(log.String(), 2000))
-		}
-		return nil
-	}
-	deadline := time.Now().Add(30 * time.Second)
-	for ctr("version") != nil { // containerd tells nobody when it is ready
-		if time.Now().After(deadline) {
-			return 0, fmt.Errorf("containerd does not come up: %s", tail(log.String(), 2000))
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	began := time.Now()
-	err = ctr("images", "import", archive)
-	return time.Since(began), err
-}
-
+// tail is the end of what somebody said.
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
 // bigImage writes an OCI archive of gzip layers made of this machine's own /usr, and each layer beside it.

@@ -6,64 +6,25 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"path/filepath"
+	"strconv"
 	"time"
 )
 
-// pools measures `run --rm busybox true` with a virtual machine that is ready, and with one restored on the spot.
-func pools(ctx context.Context, e env) ([]row, error) {
-	hit, err := poolRuns(ctx, e, "hit", "2", 1)
-	if err != nil {
-		return nil, err
-	}
-	restored, err := poolRuns(ctx, e, "restore", "restore", 0)
-	if err != nil {
-		return nil, err
-	}
-	return []row{
-		{name: "run --rm busybox true, pool hit", ours: hit},
-		{name: "run --rm busybox true, restored on the spot", ours: restored},
-	}, nil
-}
-
-// poolRuns times runs against a daemon with this --pool; before each, at least so many machines are ready, and the
-// template is loaded.
-func poolRuns(ctx context.Context, e env, name, pool string, least int) (sample, error) {
-	d, err := startDaemon(ctx, e, name, "--pool", pool)
-	if err != nil {
-		return nil, err
-	}
-	defer d.stop()
-	if err := d.cradle(ctx, "load", "-q", "-i", filepath.Join(e.images, "busybox.tar")); err != nil {
-		return nil, err
-	}
-	once := func() error { return d.cradle(ctx, "run", "--rm", "busybox", "true") }
-	if err := once(); err != nil {
-		return nil, err
-	}
-	var s sample
-	for range e.runs {
-		if err := awaitPool(ctx, filepath.Join(e.dir, name, "run", "cradle.sock"), least); err != nil {
-			return nil, err
-		}
-		one, err := timed(1, once)
-		if err != nil {
-			return nil, err
-		}
-		s = append(s, one...)
-	}
-	return s, nil
-}
+// The daemon's flags for a pool of so many ready sandboxes, for starting every one from a template on the spot, and for
+// booting every one.
+func poolOf(n int) []string { return []string{"--pool", strconv.Itoa(n)} }
+func restoring() []string   { return []string{"--pool", "restore"} }
+func booting() []string     { return []string{"--pool", "off"} }
 
 // poolPatience bounds the making of a template and of what is kept ready.
 const poolPatience = 2 * time.Minute
 
-// awaitPool waits until the one size there is has its template and so many machines ready.
+// awaitPool waits until a size of the daemon's has its template, at least so many sandboxes ready, and all it wants.
 func awaitPool(ctx context.Context, socket string, least int) error {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}
-	for began := time.Now(); time.Since(began) < poolPatience; time.Sleep(20 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < poolPatience; time.Sleep(10 * time.Millisecond) {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://cradle/cradle/v1/pool", nil)
 		if err != nil {
 			return err
@@ -74,8 +35,8 @@ func awaitPool(ctx context.Context, socket string, least int) error {
 		}
 		var status struct {
 			Classes []struct {
-				Template bool
-				Ready    int
+				Template               bool
+				Ready, Wanted, Filling int
 			}
 		}
 		err = json.NewDecoder(answer.Body).Decode(&status)
@@ -83,8 +44,10 @@ func awaitPool(ctx context.Context, socket string, least int) error {
 		if err != nil {
 			return err
 		}
-		if len(status.Classes) == 1 && status.Classes[0].Template && status.Classes[0].Ready >= least {
-			return nil
+		for _, c := range status.Classes {
+			if c.Template && c.Ready >= max(least, c.Wanted) && c.Filling == 0 {
+				return nil
+			}
 		}
 	}
 	return errors.New("the pool does not fill")

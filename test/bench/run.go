@@ -1,108 +1,91 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
-	"syscall"
-	"time"
 )
 
-// daemon is a cradle daemon of the benchmark's own.
-type daemon struct {
-	e   env
-	env []string
-	cmd *exec.Cmd
-}
+// readySandboxes is how many the pool of the measured daemons keeps.
+const readySandboxes = 2
 
-func startDaemon(ctx context.Context, e env, name string, flags ...string) (*daemon, error) {
-	root := filepath.Join(e.dir, name)
-	d := &daemon{e: e, env: append(os.Environ(),
-		"CRADLE_ROOT="+filepath.Join(root, "root"), "CRADLE_RUN="+filepath.Join(root, "run"), "CRADLE_GUEST="+e.guest)}
-	d.cmd = exec.Command(filepath.Join(e.bin, "cradle"), append([]string{"daemon"}, flags...)...)
-	d.cmd.Env = d.env
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	log, err := d.cmd.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := d.cmd.Start(); err != nil {
-		return nil, err
-	}
-	ready := make(chan error, 1)
-	go func() {
-		var said strings.Builder
-		lines := bufio.NewScanner(log)
-		for lines.Scan() {
-			said.WriteString(lines.Text() + "\n")
-			if strings.Contains(lines.Text(), "daemon ready") {
-				ready <- nil
-				io.Copy(io.Discard, log)
-				return
-			}
+// runs measures the whole way of a container that does nothing, from the command line to its removal: with a ready
+// sandbox, with one restored on the spot, with a cold boot, and as others do it.
+func runs(ctx context.Context, e env) (rows []row, err error) {
+	once := []string{"run", "--rm", "busybox", "true"}
+	var ours []contestant
+	var first *side
+	for _, kind := range []struct {
+		name  string
+		flags []string
+		ready int
+	}{
+		{"hit", poolOf(readySandboxes), readySandboxes}, {"restore", restoring(), 0}, {"boot", booting(), -1},
+	} {
+		s, startErr := startCradle(ctx, e, kind.name, kind.flags...)
+		if startErr != nil {
+			return nil, startErr
 		}
-		ready <- fmt.Errorf("the daemon did not come up: %s", said.String())
-	}()
-	select {
-	case err = <-ready:
-	case <-time.After(30 * time.Second):
-		err = errors.New("the daemon is not ready after 30 s")
+		defer func() { err = errors.Join(err, s.stop()) }()
+		if first == nil {
+			first = s
+		}
+		if err := s.do(ctx, once...); err != nil { // the pool makes a template of a size somebody has wanted
+			return nil, err
+		}
+		c := s.enter("cradle, "+kind.name, nil, once...)
+		if kind.ready >= 0 {
+			c.ready = func(ctx context.Context) error { return awaitPool(ctx, socket(e, kind.name), kind.ready) }
+		}
+		ours = append(ours, c)
 	}
-	if err != nil {
-		d.stop()
-		return nil, err
-	}
-	return d, nil
-}
 
-// stop removes every container and ends the daemon.
-func (d *daemon) stop() {
-	if err := d.cradle(context.Background(), "system", "reset", "--force"); err != nil {
-		fmt.Fprintln(os.Stderr, "bench: reset:", err)
-		d.cmd.Process.Kill()
+	docker, dockerErr := startDocker(ctx, e)
+	if dockerErr == nil {
+		defer func() { err = errors.Join(err, docker.stop()) }()
 	}
-	d.cmd.Wait() // how it ended is in its log
-}
-
-// cradle runs our command line.
-func (d *daemon) cradle(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, filepath.Join(d.e.bin, "cradle"), args...)
-	cmd.Env = d.env
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("cradle %s: %w: %s", strings.Join(args, " "), err, out)
+	c, image, ctrErr := startWithBusybox(ctx, e, "containerd")
+	if c != nil {
+		defer func() { err = errors.Join(err, c.stop()) }()
 	}
-	return nil
-}
-
-// runs measures the whole way of a container from the command line: cold boot, no pool yet.
-func runs(ctx context.Context, e env) ([]row, error) {
-	d, err := startDaemon(ctx, e, "run", "--pool", "off")
+	b, bundleErr := makeBundle(ctx, e, first)
+	runsc := bundleErr
+	if e.runsc == "" {
+		runsc = errors.New("no runsc was given (-runsc)")
+	}
+	turn := 0
+	results, err := race(ctx, e.runs, append(ours,
+		docker.enter("docker run --network none", dockerErr, "run", "--rm", "--network", "none", "busybox", "true"),
+		contestant{name: "ctr run", err: ctrErr, once: func(ctx context.Context) error {
+			turn++
+			return c.run(ctx, "--rm", "--fifo-dir", c.fifos(), image, fmt.Sprintf("turn%d", turn), "true")
+		}},
+		b.enter("runsc", e.runsc, runsc, "--network=none"),
+		b.enter("runc", "runc", bundleErr),
+	)...)
 	if err != nil {
 		return nil, err
 	}
-	defer d.stop()
-	if err := d.cradle(ctx, "load", "-q", "-i", filepath.Join(e.images, "busybox.tar")); err != nil {
-		return nil, err
-	}
-	cold, err := timed(e.runs, func() error { return d.cradle(ctx, "run", "--rm", "busybox", "true") })
-	if err != nil {
-		return nil, err
-	}
-	if err := d.cradle(ctx, "run", "-d", "--name", "exec", "busybox", "sleep", "1000"); err != nil {
-		return nil, err
-	}
-	execs, err := timed(e.runs, func() error { return d.cradle(ctx, "exec", "exec", "true") })
-	if err != nil {
-		return nil, err
-	}
+	hit, restore, boot, run, ctr := results[0], results[1], results[2], results[3], results[4]
 	return []row{
-		{name: "run --rm busybox true, cold boot", ours: cold},
-		{name: "exec of true", ours: execs},
+		against("run --rm busybox true, pool hit", hit, run, 0.25),
+		against("run --rm busybox true, pool hit", hit, ctr, 0.5),
+		against("run --rm busybox true, pool hit", hit, results[5], 0.7),
+		against("run --rm busybox true, pool hit", hit, results[6], 0),
+		against("run --rm busybox true, restored", restore, run, 0.5),
+		against("run --rm busybox true, cold boot", boot, run, 0),
 	}, nil
+}
+
+// startWithBusybox starts a containerd with the test image in it, and returns the image's name.
+func startWithBusybox(ctx context.Context, e env, name string) (*containerd, string, error) {
+	c, err := startContainerd(ctx, e, name)
+	if err != nil {
+		return nil, "", err
+	}
+	image, err := c.busybox(ctx, e)
+	if err != nil {
+		return nil, "", errors.Join(err, c.stop())
+	}
+	return c, image, nil
 }
