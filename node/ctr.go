@@ -68,6 +68,16 @@ type opLock chan struct{}
 func (l opLock) Lock()   { l <- struct{}{} }
 func (l opLock) Unlock() { <-l }
 
+// TryLock locks unless somebody else has, and tells whether it did.
+func (l opLock) TryLock() bool {
+	select {
+	case l <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
 // process names the container's first process to its agent.
 func (c *ctr) process() api.ProcessRef { return api.ProcessRef{ID: c.id} }
 

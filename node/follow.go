@@ -59,6 +59,10 @@ func (c *ctr) follow(r *run) {
 
 // finish records the end, tells everyone, and takes the VM down.
 func (c *ctr) finish(r *run, status api.ExitStatus, err error) {
+	if err == nil && c.vanish(r, status) {
+		r.phases.log(c.node.options.Log.With("container", c.id), "ended")
+		return
+	}
 	reason := ""
 	if err != nil { // the VM went away under the container, or its agent is not to be believed
 		status = api.ExitStatus{Code: 137}

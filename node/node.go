@@ -20,9 +20,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -75,6 +77,7 @@ type Node struct {
 	names      map[string]string   // name → id; reserved before the container exists
 	execs      map[string]*exec    // by id
 	uids       map[uint32]struct{} // VM user ids in use
+	leaving    map[*run]struct{}   // whose containers have been removed, and whose VMs are being ended
 }
 
 // firstUID is where the user ids of VMs begin when the daemon runs as root: above everything that distributions,
@@ -98,6 +101,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU(), Filters: runspec.NewFilters()},
 		events:   newEventLog(), started: time.Now(),
 		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]struct{}{},
+		leaving: map[*run]struct{}{},
 	}
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := n.recover(ctx); err != nil {
@@ -154,13 +158,19 @@ func (n *Node) Busy() bool {
 	return false
 }
 
-// Reset kills and removes every container.
+// Reset kills and removes every container, and waits for the VMs of those that have been removed before.
 func (n *Node) Reset(ctx context.Context) error {
 	var errs []error
 	for _, c := range n.all() {
 		if err := n.ContainerRemove(ctx, c.id, true, true); err != nil && !cerrdefs.IsNotFound(err) {
 			errs = append(errs, err)
 		}
+	}
+	n.mu.Lock()
+	leaving := slices.Collect(maps.Keys(n.leaving))
+	n.mu.Unlock()
+	for _, r := range leaving {
+		<-r.torn // an end of a VM has its limits
 	}
 	return errors.Join(errs...)
 }

@@ -32,6 +32,7 @@ type images struct {
 	mu    sync.Mutex
 	holds map[string]bool
 	fail  error // of Hold
+	stuck error // of Release
 	gone  bool
 }
 
@@ -64,8 +65,17 @@ func (s *images) Hold(_, owner string) error {
 func (s *images) Release(owner string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.holds, owner)
-	return nil
+	if s.stuck == nil {
+		delete(s.holds, owner)
+	}
+	return s.stuck
+}
+
+// failRelease makes every Release fail; nil ends that.
+func (s *images) failRelease(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stuck = err
 }
 
 func (s *images) held() int {

@@ -191,6 +191,7 @@ func TestAutoRemove(t *testing.T) {
 		if code := h.result(removed); code != 9 {
 			t.Errorf("exit code %d", code)
 		}
+		synctest.Wait() // files go after the answer
 		h.empty()
 		// A restart is no end.
 		id := h.run("b", "sleep", autoRemove)

@@ -30,6 +30,8 @@ type Driver struct {
 	lost     error
 	// unrestorable is FailRestore's.
 	unrestorable error
+	// kills is what Kill waits for, if not nil.
+	kills chan struct{}
 }
 
 // New returns a driver whose containers can run the Basic programs.
@@ -194,7 +196,30 @@ func (m *Machine) Shutdown(context.Context) error {
 }
 
 // Kill implements vm.VM.
-func (m *Machine) Kill() error { m.Die(nil); return nil }
+func (m *Machine) Kill() error {
+	m.driver.mu.Lock()
+	held := m.driver.kills
+	m.driver.mu.Unlock()
+	if held != nil {
+		<-held
+	}
+	m.Die(nil)
+	return nil
+}
+
+// HoldKills makes every Kill wait until let is called, once.
+func (d *Driver) HoldKills() (let func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	held := make(chan struct{})
+	d.kills = held
+	return func() {
+		d.mu.Lock()
+		d.kills = nil
+		d.mu.Unlock()
+		close(held)
+	}
+}
 
 // Polite reports whether the machine was ended by Shutdown, with its containers deleted before.
 func (m *Machine) Polite() bool {
