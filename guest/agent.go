@@ -34,6 +34,7 @@ type Agent struct {
 	proc    int // descriptor of /proc in the first PID namespace
 	mountNS int // the agent's own mount namespace
 	ready   int64
+	devices devicePrograms
 
 	initOnce sync.Once
 	initFD   int

@@ -79,6 +79,9 @@ func (a *Agent) create(r *api.CreateRequest) (err error) {
 	if err := c.cgroup.limit(r.Spec.Linux.Resources); err != nil {
 		return err
 	}
+	if err := a.devices.limit(c.cgroup.fd, r.Spec.Linux.Resources); err != nil {
+		return err
+	}
 	c.thread = newThread()
 	return c.thread.do(func() error { return c.prepare(c.nodes[:len(serials)]) })
 }

@@ -1,12 +1,8 @@
 package guest
 
 import (
-	"runtime"
-	"unsafe"
-
 	"github.com/cradlevm/cradle/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 // insn is one eBPF instruction.
@@ -52,25 +48,19 @@ func device(kind string, major, minor int64, access string) specs.LinuxDeviceCgr
 
 func pointer[T any](v T) *T { return &v }
 
-// limitDevices attaches a program that decides on each use of a device by the rules of the spec, the last that matches
-// winning. Rules that allow everything need no program.
-func (c *cgroup) limitDevices(r *specs.LinuxResources) error {
-	if len(r.Devices) == 0 {
-		return nil
+// deviceRules compiles the rules of a spec, the last that matches winning. nil: they allow everything, or there are none.
+func deviceRules(r *specs.LinuxResources) ([]insn, error) {
+	if r == nil || len(r.Devices) == 0 {
+		return nil, nil
 	}
 	if len(r.Devices) > maxRules {
-		return api.Errorf(api.CodeInvalid, "linux.resources.devices: %d rules", len(r.Devices))
+		return nil, api.Errorf(api.CodeInvalid, "linux.resources.devices: %d rules", len(r.Devices))
 	}
 	last := r.Devices[len(r.Devices)-1]
 	if last.Allow && (last.Type == "" || last.Type == "a") && last.Major == nil && last.Minor == nil && access(last.Access) == accAll {
-		return nil
+		return nil, nil
 	}
-	rules := append(r.Devices[:len(r.Devices):len(r.Devices)], neededDevices...)
-	code, err := deviceProgram(rules)
-	if err != nil {
-		return err
-	}
-	return attachDeviceProgram(c.fd, code)
+	return deviceProgram(append(r.Devices[:len(r.Devices):len(r.Devices)], neededDevices...))
 }
 
 // deviceProgram tests the rules from the last to the first; what none matches is refused.
@@ -138,31 +128,4 @@ func access(s string) (a int32) {
 		}
 	}
 	return a
-}
-
-// attachDeviceProgram loads code and attaches it to a cgroup, whose end is its own.
-func attachDeviceProgram(cgroup int, code []insn) error {
-	const license = "Apache-2.0\x00"
-	load := struct {
-		kind, count       uint32
-		code, license     uint64
-		logLevel, logSize uint32
-		logBuf            uint64
-		version, flags    uint32
-	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(code)),
-		code: uint64(uintptr(unsafe.Pointer(&code[0]))), license: uint64(uintptr(unsafe.Pointer(unsafe.StringData(license))))}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
-	runtime.KeepAlive(code)
-	if errno == unix.ENOSYS {
-		return api.Errorf(api.CodeUnsupported, "linux.resources.devices: the guest's kernel has no BPF")
-	}
-	if errno != 0 {
-		return api.Errorf(api.CodeInternal, "load the device filter: %w", errno)
-	}
-	defer unix.Close(int(fd))
-	attach := struct{ target, prog, kind, flags uint32 }{uint32(cgroup), uint32(fd), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI}
-	if _, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_ATTACH, uintptr(unsafe.Pointer(&attach)), unsafe.Sizeof(attach)); errno != 0 {
-		return api.Errorf(api.CodeInternal, "attach the device filter: %w", errno)
-	}
-	return nil
 }

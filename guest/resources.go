@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// limit writes the resources of a spec into the cgroup. What cgroup v2 or this kernel cannot do is refused by name.
+// limit writes the resources of a spec into the cgroup, all but the devices (devicePrograms). What cgroup v2 or this kernel cannot do is refused by name.
 func (c *cgroup) limit(r *specs.LinuxResources) error {
 	if r == nil {
 		return nil
@@ -22,7 +22,7 @@ func (c *cgroup) limit(r *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
-	for _, set := range []func(*specs.LinuxResources) error{c.limitMemory, c.limitCPU, c.limitIO, c.limitRest, c.limitDevices} {
+	for _, set := range []func(*specs.LinuxResources) error{c.limitMemory, c.limitCPU, c.limitIO, c.limitRest} {
 		if err := set(r); err != nil {
 			return err
 		}

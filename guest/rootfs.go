@@ -90,10 +90,19 @@ func mountDisk(node, dir string, d api.Disk, flags uintptr) error {
 	if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 		return err
 	}
-	if err := unix.Mount(node, dir, d.FSType, flags, ""); err != nil {
+	if err := unix.Mount(node, dir, d.FSType, flags, diskOptions(d.FSType)); err != nil {
 		return api.Errorf(api.CodeInternal, "mount disk %s as %s: %w", d.Serial, d.FSType, err)
 	}
 	return nil
+}
+
+// diskOptions keep ext4 from reading the block bitmaps of all its groups as soon as it is mounted, on a thread of its own:
+// most containers write to one or two of the 80 that 10 GiB have.
+func diskOptions(fstype string) string {
+	if fstype == "ext4" {
+		return "no_prefetch_block_bitmaps"
+	}
+	return ""
 }
 
 // enterRoot makes stage/root the calling thread's root and lets go of everything else. From here on no path leads

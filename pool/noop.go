@@ -6,8 +6,20 @@ import (
 )
 
 // A program that does nothing, and on its way there what every program does at its start: it is loaded by an
-// interpreter of its own, maps memory and a file, reads, writes a byte and exits. It is put together here, from system
-// calls, because no build of cradle should need a C compiler for 500 bytes.
+// interpreter of its own, touches its code, its data and the memory behind it page by page, maps memory and a file, reads
+// its standard input to the end, writes a byte and exits. It is put together here, from system calls, because no build of
+// cradle should need a C compiler for a few hundred bytes.
+
+// The layout of the program in its file and in memory. It has some code, as real programs have, for the guest's kernel
+// reads the first page of a file otherwise than those that follow.
+const (
+	pageSize  = 4096
+	textPages = 32                       // of the file, mapped to be executed
+	dataPages = 3                        // of the file, mapped to be written
+	bssPages  = 8                        // behind the data, not in the file
+	dataStart = 1 << 20                  // address
+	dataBytes = dataPages*pageSize - 100 // the rest of the last page is cleared by the loader
+)
 
 // Where a system call's argument comes from, beside a number.
 type register string
@@ -48,10 +60,12 @@ func noopSteps() []step {
 		{number: sysOpenat, args: args(n(atCwd), name, n(0), n(0)), keep: opened},
 		{number: sysFstat, args: args(opened, mapped)},
 		{number: sysRead, args: args(opened, mapped, n(512))},
-		{number: sysMmap, args: args(n(0), n(4096), n(protRead), n(mapPrivate), opened, n(0))},
+		{number: sysMmap, args: args(n(0), n(textPages*pageSize), n(protRead), n(mapPrivate), opened, n(0))},
 		{number: sysClose, args: args(opened)},
 		{number: sysMprotect, args: args(mapped, n(span), n(protRead))},
 		{number: sysMunmap, args: args(mapped, n(span))},
+		{number: sysMmap, args: args(n(0), n(span), n(protRead|protWrite), n(mapPrivate|mapAnonymous), n(-1), n(0)), keep: mapped},
+		{number: sysRead, args: args(n(0), mapped, n(512))},
 		{number: sysWrite, args: args(n(1), name, n(1))},
 		{number: sysExitGroup, args: args(n(0))},
 	}
@@ -67,9 +81,34 @@ var loadArgument = [...]struct{ number, rbx, r12 []byte }{
 	{[]byte{0x49, 0xc7, 0xc1}, nil, nil},                                           // r9
 }
 
-// assemble makes position-independent machine code of steps; path follows the code.
-func assemble(steps []step, path string) []byte {
+// touch appends code that reads, or writes, a byte of so many pages from an address on; at is the code's own.
+func touch(code []byte, at, from, pages int, write bool) []byte {
+	access := []byte{0x8a, 0x06} // mov al, [rsi]
+	if write {
+		access = []byte{0xc6, 0x06, 1} // mov byte [rsi], 1
+	}
+	const lea = 7
+	code = append(code, 0x48, 0x8d, 0x35) // lea rsi, [rip + distance]
+	code = binary.LittleEndian.AppendUint32(code, uint32(from-(at+lea)))
+	code = append(code, 0xb9) // mov ecx, pages
+	code = binary.LittleEndian.AppendUint32(code, uint32(pages))
+	code = append(code, access...)
+	code = append(code, 0x48, 0x81, 0xc6, 0, pageSize>>8, 0, 0, 0xff, 0xc9) // add rsi, 4096; dec ecx
+	return append(code, 0x75, byte(-len(access)-11))                        // jnz to the access
+}
+
+// assemble makes position-independent machine code of steps, to lie at the address start; path follows the code.
+func assemble(steps []step, path string, start int) []byte {
 	var code []byte
+	for _, w := range []struct {
+		from, pages int
+		write       bool
+	}{
+		{0, textPages, false}, {dataStart, dataPages, false}, {dataStart, dataPages, true},
+		{dataStart + dataPages*pageSize, bssPages, false}, {dataStart + dataPages*pageSize, bssPages, true},
+	} {
+		code = touch(code, start+len(code), w.from, w.pages, w.write)
+	}
 	var names []int // where the distance to path must be filled in, counted from behind it
 	imm := func(i int32) { code = binary.LittleEndian.AppendUint32(code, uint32(i)) }
 	for _, s := range steps {
@@ -103,27 +142,35 @@ func assemble(steps []step, path string) []byte {
 	return append(append(code, path...), 0)
 }
 
+// ELF's sizes.
+const (
+	headerSize  = 64
+	programSize = 56
+)
+
+// entryOf is the address of the code of a program with this interpreter.
+func entryOf(interpreter string) int {
+	if interpreter == "" {
+		return headerSize + 2*programSize
+	}
+	return headerSize + 3*programSize + len(interpreter) + 1
+}
+
 // elf makes an ELF program for x86-64 that runs code; with interpreter, which runs in its place, it needs that file.
 func elf(code []byte, interpreter string) []byte {
-	const headerSize, programSize = 64, 56
 	type program struct {
 		Type, Flags                                uint32
 		Offset, Vaddr, Paddr, Filesz, Memsz, Align uint64
 	}
-	var programs []program
-	start := uint64(headerSize + programSize)
-	if interpreter != "" {
-		start += programSize
-		programs = append(programs, program{Type: 3, Flags: 4, Offset: start, Vaddr: start, Paddr: start,
-			Filesz: uint64(len(interpreter) + 1), Memsz: uint64(len(interpreter) + 1), Align: 1})
-		code = append(append([]byte(interpreter), 0), code...)
+	const text, data = textPages * pageSize, dataPages * pageSize
+	programs := []program{
+		{Type: 1, Flags: 5, Filesz: text, Memsz: text, Align: pageSize},
+		{Type: 1, Flags: 6, Offset: text, Vaddr: dataStart, Paddr: dataStart, Filesz: dataBytes, Memsz: data + bssPages*pageSize, Align: pageSize},
 	}
-	entry := start
 	if interpreter != "" {
-		entry += uint64(len(interpreter) + 1)
+		at, size := uint64(headerSize+3*programSize), uint64(len(interpreter)+1)
+		programs = append([]program{{Type: 3, Flags: 4, Offset: at, Vaddr: at, Paddr: at, Filesz: size, Memsz: size, Align: 1}}, programs...)
 	}
-	total := start + uint64(len(code))
-	programs = append(programs, program{Type: 1, Flags: 5, Filesz: total, Memsz: total, Align: 4096})
 	var b bytes.Buffer
 	b.Write([]byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 	le := binary.LittleEndian
@@ -133,8 +180,11 @@ func elf(code []byte, interpreter string) []byte {
 		Entry, Phoff, Shoff                                  uint64
 		Flags                                                uint32
 		Ehsize, Phentsize, Phnum, Shentsize, Shnum, Shstrndx uint16
-	}{3, 62, 1, entry, headerSize, 0, 0, headerSize, programSize, uint16(len(programs)), 0, 0, 0})
+	}{3, 62, 1, uint64(entryOf(interpreter)), headerSize, 0, 0, headerSize, programSize, uint16(len(programs)), 0, 0, 0})
 	binary.Write(&b, le, programs)
+	if interpreter != "" {
+		b.WriteString(interpreter + "\x00")
+	}
 	b.Write(code)
-	return b.Bytes()
+	return append(b.Bytes(), make([]byte, text+data-b.Len())...)
 }

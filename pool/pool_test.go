@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -61,10 +62,16 @@ type bench struct {
 	uids map[uint32]bool
 }
 
+// noop reads its standard input to the end, as the real one does.
+func noop(p *sandboxtest.Process) int {
+	io.Copy(io.Discard, p.Stdin)
+	return 0
+}
+
 func newBench(t *testing.T) *bench {
 	b := &bench{t: t, driver: sandboxtest.New(), uids: map[uint32]bool{}, clock: &clock{now: time.Unix(1_000_000_000, 0)}}
 	b.available.Store(32 << 30)
-	b.driver.Programs[noopPath] = func(*sandboxtest.Process) int { return 0 }
+	b.driver.Programs[noopPath] = noop
 	b.o = Options{
 		Dir: filepath.Join(t.TempDir(), "templates"), Run: t.TempDir(), Driver: b.driver,
 		Settings: Settings{Min: 2, Max: 2, Memory: 1 << 40}, Usual: small, Now: b.clock.Now,

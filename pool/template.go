@@ -21,11 +21,11 @@ import (
 // Names below the templates' directory.
 const (
 	keyName   = "mac.key"
-	layerName = "noop.erofs"
+	layerName = "noop-2.erofs"
 )
 
 // templateFormat changes with what is in a template, how it is made or how it is warmed.
-const templateFormat = 1
+const templateFormat = 2
 
 // base is what templates of all sizes depend on.
 type base struct {

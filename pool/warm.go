@@ -30,7 +30,7 @@ const (
 const warmLimit = 60 * time.Second
 
 // Warm is what a sandbox does once before it counts as ready, so that what a container costs the first time is
-// paid before a user waits: a container is made, run and removed.
+// paid before a user waits: a container is made, run with another process in it, and removed.
 type Warm struct {
 	// Request is a container's as it usually is; the pool puts in the root filesystem and the program.
 	Request api.CreateRequest
@@ -43,7 +43,6 @@ func makeLayer(path string, form erofs.Form) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	code := assemble(noopSteps(), noopPath)
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, dir := range []string{"dev", "etc", "proc", "sys", "tmp"} {
@@ -51,7 +50,8 @@ func makeLayer(path string, form erofs.Form) error {
 			return err
 		}
 	}
-	for name, content := range map[string][]byte{noopPath: elf(code, noopLoader), noopLoader: elf(code, "")} {
+	for name, interpreter := range map[string]string{noopPath: noopLoader, noopLoader: ""} {
+		content := elf(assemble(noopSteps(), noopPath, entryOf(interpreter)), interpreter)
 		if err := w.WriteHeader(&tar.Header{Name: name[1:], Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(content))}); err != nil {
 			return err
 		}
@@ -93,10 +93,10 @@ func (w *Warm) run(ctx context.Context, s *sandbox.Sandbox, layer, dir string) (
 	return s.Unplug(ctx, disks...)
 }
 
-// container runs the program as a container.
+// container runs the program as a container, and once more in it while it waits for the end of its standard input.
 func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox) error {
 	r := w.Request
-	r.ID = warmID
+	r.ID, r.StdinOpen = warmID, true
 	r.Rootfs = api.Rootfs{
 		Layers: []api.Disk{{Serial: warmLayer, FSType: "erofs"}},
 		Upper:  &api.Disk{Serial: warmScratch, FSType: "ext4"},
@@ -104,14 +104,30 @@ func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox) error {
 	spec, process := *r.Spec, *r.Spec.Process
 	process.Args = []string{noopPath}
 	spec.Process, r.Spec = &process, &spec
-	ref := api.ProcessRef{ID: warmID}
+	first, second := api.ProcessRef{ID: warmID}, api.ProcessRef{ID: warmID, Exec: warmID}
 	if err := s.Create(ctx, r); err != nil {
 		return err
 	}
 	if err := s.StartContainer(ctx, warmID); err != nil {
 		return err
 	}
-	out, err := s.Output(ctx, ref, 0)
+	stdin, err := s.Stdin(ctx, first)
+	if err != nil {
+		return err
+	}
+	err = s.Exec(ctx, api.ExecRequest{ID: warmID, Exec: warmID, Process: &process, User: r.User, Seccomp: r.Seccomp})
+	if err == nil {
+		err = ended(ctx, s, second)
+	}
+	if err = errors.Join(err, stdin.Close()); err != nil {
+		return err
+	}
+	return ended(ctx, s, first)
+}
+
+// ended waits until a process has ended well, and removes it.
+func ended(ctx context.Context, s *sandbox.Sandbox, p api.ProcessRef) error {
+	out, err := s.Output(ctx, p, 0)
 	if err != nil {
 		return err
 	}
@@ -122,12 +138,12 @@ func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox) error {
 	if err != io.EOF {
 		return err
 	}
-	status, err := s.Wait(ctx, ref)
+	status, err := s.Wait(ctx, p)
 	if err != nil {
 		return err
 	}
 	if status.Code != 0 {
 		return fmt.Errorf("the program that does nothing ended with %d", status.Code)
 	}
-	return s.Delete(ctx, ref)
+	return s.Delete(ctx, p)
 }

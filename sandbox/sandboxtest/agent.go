@@ -164,6 +164,9 @@ func (m *Machine) start(id, exec string, args []string, stdin bool) error {
 		return api.Errorf(api.CodeCommandNotFound, "exec: %q: executable file not found in $PATH", args[0])
 	}
 	p := newProcess(args)
+	if !stdin {
+		p.stdin.Close()
+	}
 	c.processes[exec] = p
 	go func() {
 		code := program(p)
