@@ -122,12 +122,21 @@ func (c *ctr) change(f func(*record)) error {
 
 // current returns the run of a running or paused container.
 func (c *ctr) current() (*run, error) {
+	r, _, err := c.currentPaused()
+	return r, err
+}
+
+// currentPaused is current that tells the two apart.
+func (c *ctr) currentPaused() (r *run, paused bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.run == nil || !up(c.rec.Status) {
-		return nil, conflict("container %s is not running", c.id)
+	switch {
+	case c.stuck != nil && up(c.rec.Status):
+		return nil, false, c.stuck
+	case c.run == nil || !up(c.rec.Status):
+		return nil, false, conflict("container %s is not running", c.id)
 	}
-	return c.run, nil
+	return c.run, c.rec.Status == container.StatePaused, nil
 }
 
 // openLog opens the container's log, once; nil when it keeps none.

@@ -78,18 +78,17 @@ func (c *ctr) createExec(r container.ExecCreateRequest, probe bool) (*exec, erro
 	if len(r.Cmd) == 0 {
 		return nil, invalid("no exec command specified")
 	}
-	run, err := c.current()
+	run, paused, err := c.currentPaused()
 	if err != nil {
 		return nil, err
 	}
-	rec := c.snapshot()
-	if rec.Status == container.StatePaused {
+	if paused {
 		return nil, conflict("container %s is paused, unpause the container before exec", c.id)
 	}
 	if _, err := detachKeys(r.DetachKeys); err != nil {
 		return nil, err
 	}
-	e := newExec(c, newID(), execRecord{Request: &r, Created: time.Now(), Probe: probe})
+	rec, e := c.snapshot(), newExec(c, newID(), execRecord{Request: &r, Created: time.Now(), Probe: probe})
 	if _, err := runspec.Exec(rec.spec(), e.id, r, c.node.settings); err != nil {
 		return nil, err
 	}

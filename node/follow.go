@@ -171,7 +171,7 @@ func (c *ctr) clear(rec record) {
 		}
 		c.node.giveUID(rec.Sandbox.VM.UID)
 	}
-	if err := c.change(func(rec *record) { rec.Sandbox, rec.Booting, c.run = nil, false, nil }); err != nil {
+	if err := c.change(func(rec *record) { rec.Sandbox, rec.Booting, c.run, c.stuck = nil, false, nil, nil }); err != nil {
 		log.Error("record end of virtual machine", "err", err)
 	}
 }

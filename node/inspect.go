@@ -110,11 +110,11 @@ func (n *Node) ContainerTop(ctx context.Context, name, psArgs string) (container
 	if err != nil {
 		return container.TopResponse{}, err
 	}
-	r, err := c.current()
+	r, paused, err := c.currentPaused()
 	if err != nil {
 		return container.TopResponse{}, err
 	}
-	if c.snapshot().Status == container.StatePaused {
+	if paused {
 		return container.TopResponse{}, conflict("container %s is paused, unpause the container before top", c.id)
 	}
 	layout, err := psLayout(psArgs)

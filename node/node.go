@@ -4,7 +4,7 @@
 // # Where things are
 //
 //	Root/state.db              bbolt: one record per container
-//	Root/containers/ID/        scratch.ext4 (the container's writable disk), log/ (its output)
+//	Root/containers/ID/        scratch.ext4 (the container's writable disk), log/ (its output), execs/ (one file each)
 //	Run/s/ID12/                the runtime directory of the container's VM, while there is one
 //
 // # One container's life
@@ -30,7 +30,6 @@ import (
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/container"
 
 	"github.com/cradlevm/cradle/guestos"
 	"github.com/cradlevm/cradle/image"
@@ -149,9 +148,7 @@ var errClosing = &classed{"the daemon is ending", cerrdefs.ErrUnavailable}
 // Busy reports whether anything would be missed if the daemon ended now: a container that runs or is about to.
 func (n *Node) Busy() bool {
 	for _, c := range n.all() {
-		rec := c.snapshot()
-		// One that is removed at its end does not outlive the daemon unless it runs: see settle.
-		if active(rec.Status) || (rec.HostConfig.AutoRemove && rec.Status == container.StateCreated) {
+		if c.isActive() {
 			return true
 		}
 	}

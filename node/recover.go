@@ -54,7 +54,6 @@ func (n *Node) recover(ctx context.Context) error {
 // recoverContainer fails only when ctx ends: all is left as it was then.
 func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 	rec := c.snapshot()
-	log := n.options.Log.With("container", c.id)
 	if rec.Dir == "" && !rec.Removing {
 		// A crash may have come between the record and the hold. An image that has gone is the next start's trouble.
 		if err := n.options.Images.Hold(rec.ImageID, rec.ID); err != nil && !errors.Is(err, image.ErrNotFound) {
@@ -66,26 +65,53 @@ func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 		return nil
 	}
 	machine, err := n.attach(ctx, rec)
-	switch {
-	case err == nil && !rec.Booting && !rec.Removing:
-		n.resume(c, machine)
+	if err == nil || errors.Is(err, vm.ErrExited) {
+		n.takeUp(c, rec, machine)
 		return nil
-	case err == nil:
-		log.Info("end virtual machine of a start or removal that was cut short")
-		if err := machine.Kill(); err != nil {
-			log.Error("end virtual machine", "err", err)
-		}
-	case errors.Is(err, vm.ErrExited):
-	case ctx.Err() != nil:
+	}
+	if ctx.Err() != nil {
 		return err
-	default:
-		log.Error("find virtual machine", "err", err)
-		c.stuck = fmt.Errorf("the virtual machine of container %s cannot be reached: %w", c.id, err)
-		return nil
+	}
+	n.options.Log.Error("find virtual machine", "container", c.id, "err", err)
+	c.stuck = fmt.Errorf("the virtual machine of container %s cannot be reached: %w", c.id, err)
+	n.running.Add(1)
+	go n.reach(c, rec)
+	return nil
+}
+
+// A VM that cannot be reached is tried again after a while, which doubles up to a minute.
+const (
+	firstReach = time.Second
+	maxReach   = time.Minute
+)
+
+// reach goes on looking for the VM of a container that is stuck, until it is found or has gone.
+func (n *Node) reach(c *ctr, rec record) {
+	defer n.running.Done()
+	for pause := firstReach; sleep(n.ctx, pause); pause = min(2*pause, maxReach) {
+		machine, err := n.attach(n.ctx, rec)
+		if err == nil || errors.Is(err, vm.ErrExited) {
+			n.takeUp(c, rec, machine)
+			return
+		}
+		n.options.Log.Debug("find virtual machine", "container", c.id, "err", err)
+	}
+}
+
+// takeUp goes on with a container whose VM has been found again, or is nil and has gone.
+func (n *Node) takeUp(c *ctr, rec record, machine *sandbox.Sandbox) {
+	if machine != nil && !rec.Booting && !rec.Removing {
+		n.resume(c, machine)
+		return
+	}
+	if machine != nil {
+		n.options.Log.Info("end virtual machine of a start or removal that was cut short", "container", c.id)
+		if err := machine.Kill(); err != nil {
+			n.options.Log.Error("end virtual machine", "container", c.id, "err", err)
+		}
 	}
 	c.clear(rec)
 	n.settle(c, rec.Booting)
-	return nil
 }
 
 // attach takes the VM of a record over and makes it run or pause as the record says: what a crash cut short between
@@ -117,7 +143,7 @@ func (n *Node) attach(ctx context.Context, rec record) (*sandbox.Sandbox, error)
 func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 	r := newRun(machine)
 	c.mu.Lock()
-	c.run = r
+	c.run, c.stuck = r, nil
 	rec := c.rec
 	if up(rec.Status) {
 		c.beginHealth()

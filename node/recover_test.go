@@ -267,3 +267,68 @@ func TestUnreachableMachine(t *testing.T) {
 		h.wantState("a", container.StateRunning, 0)
 	})
 }
+
+// One that can be reached again is taken up, without another daemon.
+func TestUnreachableMachineComesBack(t *testing.T) {
+	always := restartPolicy(container.RestartPolicyAlways, 0)
+	none := func(*container.CreateRequest) {}
+	for name, x := range map[string]struct {
+		request func(*container.CreateRequest)
+		record  func(*record)
+		dies    bool
+		want    container.ContainerState // empty: removed
+		code    int
+	}{
+		"running":           {none, func(*record) {}, false, container.StateRunning, 0},
+		"paused":            {none, func(r *record) { r.Status = container.StatePaused }, false, container.StatePaused, 0},
+		"dies":              {none, func(*record) {}, true, container.StateExited, 137},
+		"dies, --rm":        {autoRemove, func(*record) {}, true, "", 0},
+		"dies, always":      {always, func(*record) {}, true, container.StateRunning, 0},
+		"removal cut short": {none, func(r *record) { r.Removing = true }, false, "", 0},
+		"start cut short":   {none, booting, false, container.StateCreated, 0},
+		"end cut short":     {none, ended(7), false, container.StateExited, 7},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				ctx, id := context.Background(), h.run("a", "sleep", x.request)
+				e := h.exec("a", container.ExecCreateRequest{Cmd: []string{"deaf"}})
+				if err := h.ExecStart(ctx, e, container.ExecStartRequest{Detach: true}, nil); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				m := h.driver.Machine(id)
+				h.crash()
+				h.write(id, x.record)
+				h.driver.Lose(os.ErrPermission)
+				h.open()
+				for range 3 { // nor does it matter how often daemons come and go meanwhile
+					time.Sleep(5 * time.Minute)
+					if x.want != "" && up(x.want) {
+						if err := h.ContainerStop(ctx, "a", "", nil); err == nil {
+							t.Error("it is stopped while its machine cannot be reached")
+						}
+					}
+					h.restart()
+				}
+				if x.dies {
+					m.Die(nil)
+				}
+				h.driver.Lose(nil)
+				time.Sleep(2 * maxReach)
+				if x.want == "" {
+					_, err := h.find("a")
+					wantNotFound(t, err)
+					h.empty()
+					return
+				}
+				h.wantState("a", x.want, x.code)
+				if x.want == container.StateRunning && !x.dies {
+					h.wantExec(e, true, 0)
+				}
+				if err := h.ContainerRemove(ctx, "a", true, false); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

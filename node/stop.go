@@ -121,10 +121,13 @@ func (c *ctr) unwanted(ctx context.Context) (*run, error) {
 	c.op.Lock()
 	defer c.op.Unlock()
 	c.mu.Lock()
-	status, r := c.rec.Status, c.run
+	status, r, stuck := c.rec.Status, c.run, c.stuck
 	c.mu.Unlock()
-	if !active(status) {
+	switch {
+	case !active(status):
 		return nil, dockerapi.ErrNotModified
+	case stuck != nil:
+		return nil, stuck
 	}
 	err := c.change(func(rec *record) {
 		rec.StoppedByUser = true
@@ -246,44 +249,44 @@ func (n *Node) ContainerKill(ctx context.Context, name, signal string) error {
 	return nil
 }
 
-// ContainerPause implements dockerapi.Backend: the VM's processors stop.
-func (n *Node) ContainerPause(ctx context.Context, name string) error {
+// whileUp calls do with the run of a container that is up, and whether it is paused. Nothing else changes its life
+// meanwhile.
+func (n *Node) whileUp(name string, do func(c *ctr, r *run, paused bool) error) error {
 	c, err := n.find(name)
 	if err != nil {
 		return err
 	}
 	c.op.Lock()
 	defer c.op.Unlock()
-	r, err := c.current()
+	r, paused, err := c.currentPaused()
 	if err != nil {
 		return err
 	}
-	if c.snapshot().Status == container.StatePaused {
-		return conflict("container %s is already paused", c.id)
-	}
-	if err := c.pauseRun(ctx, r); err != nil {
-		return fmt.Errorf("pause container %s: %w", c.id, err)
-	}
-	c.emit(events.ActionPause, nil)
-	return nil
+	return do(c, r, paused)
+}
+
+// ContainerPause implements dockerapi.Backend: the VM's processors stop.
+func (n *Node) ContainerPause(ctx context.Context, name string) error {
+	return n.whileUp(name, func(c *ctr, r *run, paused bool) error {
+		if paused {
+			return conflict("container %s is already paused", c.id)
+		}
+		if err := c.pauseRun(ctx, r); err != nil {
+			return fmt.Errorf("pause container %s: %w", c.id, err)
+		}
+		c.emit(events.ActionPause, nil)
+		return nil
+	})
 }
 
 // ContainerUnpause implements dockerapi.Backend.
 func (n *Node) ContainerUnpause(ctx context.Context, name string) error {
-	c, err := n.find(name)
-	if err != nil {
-		return err
-	}
-	c.op.Lock()
-	defer c.op.Unlock()
-	r, err := c.current()
-	if err != nil {
-		return err
-	}
-	if c.snapshot().Status != container.StatePaused {
-		return conflict("container %s is not paused", c.id)
-	}
-	return c.unpause(ctx, r)
+	return n.whileUp(name, func(c *ctr, r *run, paused bool) error {
+		if !paused {
+			return conflict("container %s is not paused", c.id)
+		}
+		return c.unpause(ctx, r)
+	})
 }
 
 func (c *ctr) unpause(ctx context.Context, r *run) error {
