@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -77,28 +76,13 @@ type Disk struct {
 
 // NIC is a network interface of the VM. Its hardware address is api.SlotMAC of its index in Config.NICs, always: guests
 // restored from one state find their interfaces by it, and the agent then sets the address that the endpoint was given.
-// With neither TAP nor User it is connected to nothing: the guest sees a link, what it sends is lost.
+// With neither TAP nor Stream it is connected to nothing: the guest sees a link, what it sends is lost.
 //
 // A state may be restored over NICs of other kinds than those that it was saved with, in any mixture.
 type NIC struct {
-	TAP   string // name of an existing TAP device without IFF_MULTI_QUEUE, to which nobody else is attached; the VMM gets its descriptor
-	NetNS string // path of the network namespace the TAP is in; empty: the caller's
-	User  *User  // a network without privileges inside the monitor; excludes TAP
-}
-
-// User is a user-mode network: the guest reaches what the monitor's process reaches, nothing reaches the guest but
-// through a Forwarder.
-type User struct {
-	Subnet  netip.Prefix // IPv4, the guest's network; there is no DHCP to wait for
-	Gateway netip.Addr   // answers as the host
-	DNS     netip.Addr   // forwards to the host's resolvers
-}
-
-// Forward is a port of the host that leads to a user-mode interface.
-type Forward struct {
-	Protocol string         // "tcp" or "udp"
-	Host     netip.AddrPort // IPv4, to listen at
-	Guest    netip.AddrPort
+	TAP    string // name of an existing TAP device without IFF_MULTI_QUEUE, to which nobody else is attached; the VMM gets its descriptor
+	NetNS  string // path of the network namespace the TAP is in; empty: the caller's
+	Stream bool   // frames go over a socket of the monitor's, which a Streamer dials: a network without privileges; excludes TAP
 }
 
 // Driver starts virtual machines of one monitor.
@@ -170,12 +154,12 @@ type Checkpointer interface {
 	Checkpoint(ctx context.Context, still func(context.Context) error) (s Saved, pause time.Duration, err error)
 }
 
-// Forwarder is a VM with user-mode interfaces whose forwarded ports come and go.
-type Forwarder interface {
-	// Forward opens f on the interface with this index. The error says so when the host's port is taken.
-	Forward(ctx context.Context, nic int, f Forward) error
-	// Unforward closes it. ErrNotFound when it is not open.
-	Unforward(ctx context.Context, nic int, f Forward) error
+// Streamer is a VM whose interfaces may be streams.
+type Streamer interface {
+	// DialNIC opens the stream of the interface with this index. Each Ethernet frame, either way, comes after its length in
+	// bytes as a big-endian uint32. There is one stream per interface: a second DialNIC breaks the first. While there
+	// is none, what the guest sends is lost. ErrInvalid when it is no Stream; ErrExited once the monitor has gone.
+	DialNIC(ctx context.Context, nic int) (net.Conn, error)
 }
 
 // Ballooner is a VM that gives memory back.

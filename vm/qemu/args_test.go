@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"flag"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,8 +23,7 @@ func TestArgs(t *testing.T) {
 			l.binary, l.id, l.cpus, l.memory = "/usr/bin/qemu-system-x86_64", "a.b-c_1", 2, 128<<20
 			l.cmdline = []string{"cradle.word=1"}
 			l.kernel, l.initrd, l.monitor, l.console, l.port = 3, 4, 5, 6, 7
-			l.nics = []nicArg{{tap: 8}, {}, {user: &vm.User{Subnet: netip.MustParsePrefix("10.0.2.0/24"),
-				Gateway: netip.MustParseAddr("10.0.2.1"), DNS: netip.MustParseAddr("10.0.2.2")}}}
+			l.nics = []nicArg{{tap: 8}, {}, {stream: 9}}
 			got := strings.Join(l.args(), "\n") + "\n"
 			golden := filepath.Join("testdata", name+".args")
 			if *update {

@@ -105,9 +105,17 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 		l.ram = inherit(in.ram)
 	}
 	for i, n := range c.NICs {
-		a := nicArg{user: n.User}
+		a := nicArg{}
 		if in.taps[i] != nil {
 			a.tap = inherit(in.taps[i])
+		}
+		if n.Stream {
+			f, err := listen(c.Dir, nicSocket(i))
+			if err != nil {
+				return nil, err
+			}
+			ours.push(func() { f.Close() })
+			a.stream = inherit(f)
 		}
 		l.nics = append(l.nics, a)
 	}

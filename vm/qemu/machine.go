@@ -32,10 +32,10 @@ type machine struct {
 	ram       *os.File // the guest's memory; nil when it cannot be saved
 	cpus      int      // when ram is there
 
-	mu     sync.Mutex
-	asked  bool     // Shutdown or Kill has been called: the end is no error
-	reason string   // the monitor's word for why the guest ended; empty when it has not said
-	port   net.Conn // the one connection to the agent's port
+	mu      sync.Mutex
+	asked   bool                // Shutdown or Kill has been called: the end is no error
+	reason  string              // the monitor's word for why the guest ended; empty when it has not said
+	streams map[string]net.Conn // the one connection to each socket
 
 	done chan struct{}
 	err  error // what Wait returns; set before done is closed
@@ -43,7 +43,7 @@ type machine struct {
 
 // open connects to a running QEMU and takes charge of it. On failure the process is not touched.
 func open(ctx context.Context, c vm.Config, proc *process) (_ *machine, err error) {
-	m := &machine{id: c.ID, dir: c.Dir, nics: c.NICs, proc: proc, done: make(chan struct{})}
+	m := &machine{id: c.ID, dir: c.Dir, nics: c.NICs, proc: proc, done: make(chan struct{}), streams: map[string]net.Conn{}}
 	m.disks.disks = map[string]*diskEntry{}
 	m.deletions.waiting = map[string]chan struct{}{}
 	m.migration.ended = make(chan struct{})
@@ -139,8 +139,8 @@ func (m *machine) watch() {
 	m.consoleConn.Close()
 	m.console.close()
 	m.mu.Lock()
-	if m.port != nil {
-		m.port.Close()
+	for _, conn := range m.streams {
+		conn.Close()
 	}
 	m.err = m.verdict(status)
 	m.mu.Unlock()
@@ -195,7 +195,11 @@ const quoted = 4 << 10
 
 // removeTraces removes what only a running VM needs from its directory.
 func removeTraces(dir string) {
-	for _, name := range []string{monitorSocket, consoleSocket, agentSocket, recordName} {
+	names := []string{monitorSocket, consoleSocket, agentSocket, recordName}
+	for i := range vm.MaxNICs {
+		names = append(names, nicSocket(i))
+	}
+	for _, name := range names {
 		os.Remove(filepath.Join(dir, name))
 	}
 }
@@ -220,26 +224,47 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if port != api.AgentPort {
 		return nil, fmt.Errorf("%w: no port %d, only %d", vm.ErrInvalid, port, api.AgentPort)
 	}
+	conn, err := m.dial(ctx, agentSocket)
+	if err != nil {
+		return nil, fmt.Errorf("dial the agent of VM %s: %w", m.id, err)
+	}
+	return conn, nil
+}
+
+// DialNIC implements vm.Streamer.
+func (m *machine) DialNIC(ctx context.Context, nic int) (net.Conn, error) {
+	if nic < 0 || nic >= len(m.nics) || !m.nics[nic].Stream {
+		return nil, fmt.Errorf("%w: interface %d is no stream", vm.ErrInvalid, nic)
+	}
+	conn, err := m.dial(ctx, nicSocket(nic))
+	if err != nil {
+		return nil, fmt.Errorf("dial interface %d of VM %s: %w", nic, m.id, err)
+	}
+	return conn, nil
+}
+
+// dial connects to a socket that QEMU listens at. It takes one connection at a time; the next one waits until it sees
+// the end of the one before, which this is.
+func (m *machine) dial(ctx context.Context, socket string) (net.Conn, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	select {
 	case <-m.done:
-		return nil, fmt.Errorf("dial the agent of VM %s: %w", m.id, vm.ErrExited)
+		return nil, vm.ErrExited
 	default:
 	}
-	// QEMU takes one connection at a time; the next one waits until it sees the end of this.
-	if m.port != nil {
-		m.port.Close()
-		m.port = nil
+	if before := m.streams[socket]; before != nil {
+		before.Close()
+		delete(m.streams, socket)
 	}
-	conn, err := connect(ctx, m.dir, agentSocket)
+	conn, err := connect(ctx, m.dir, socket)
 	if err != nil {
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
 			err = fmt.Errorf("%w: %w", vm.ErrExited, err)
 		}
-		return nil, fmt.Errorf("dial the agent of VM %s: %w", m.id, err)
+		return nil, err
 	}
-	m.port = conn
+	m.streams[socket] = conn
 	return conn, nil
 }
 

@@ -2,14 +2,12 @@ package vmtest
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,28 +17,28 @@ import (
 	"github.com/cradlevm/cradle/vm/vmtest/guestapi"
 )
 
-// The user-mode network of the tests.
-var (
-	userNetwork = vm.User{Subnet: netip.MustParsePrefix("10.87.0.0/24"), Gateway: netip.MustParseAddr("10.87.0.1"), DNS: netip.MustParseAddr("10.87.0.2")}
-	userGuest   = netip.MustParsePrefix("10.87.0.9/24")
-)
+// peer is the other end of an interface.
+type peer interface {
+	// receive waits for a frame of the guest's of the type that the guest program uses.
+	receive(t *testing.T) []byte
+	send(frame []byte) error
+}
 
 // testNetwork boots a VM with interfaces of all kinds that this process may use.
 func (s *suite) testNetwork(t *testing.T) {
 	c := s.config(t)
-	user := userNetwork
-	c.NICs = []vm.NIC{{}, {User: &user}}
-	var peer *tap
+	c.NICs = []vm.NIC{{}, {Stream: true}}
+	var device *tap
 	if os.Geteuid() == 0 {
-		peer = newTAP(t)
-		c.NICs = append(c.NICs, peer.nic)
+		device = newTAP(t)
+		c.NICs = append(c.NICs, device.nic)
 	}
 	m := s.start(t, c)
 	client := m.session()
 	checkNICs(t, client, c)
 	testNowhere(t, client, 0)
-	t.Run("User", func(t *testing.T) { testUser(t, m, client, 1) })
-	t.Run("TAP", func(t *testing.T) { testTAP(t, client, peer, 2) })
+	t.Run("Stream", func(t *testing.T) { testStream(t, m, client, 1) })
+	t.Run("TAP", func(t *testing.T) { testTAP(t, client, device, 2) })
 }
 
 // checkNICs checks that the guest has the interfaces that c says, and no others.
@@ -74,20 +72,46 @@ func frame(from net.HardwareAddr, text string) []byte {
 	return append(b, text...)
 }
 
-// testTAP exchanges frames with the guest.
-func testTAP(t *testing.T, client *wire.Client, peer *tap, slot int) {
-	if peer == nil {
+func testTAP(t *testing.T, client *wire.Client, device *tap, slot int) {
+	if device == nil {
 		t.Skip("only root makes TAP devices")
 	}
+	testFrames(t, client, device, slot)
+}
+
+// testStream exchanges frames over a stream, and again over another one.
+func testStream(t *testing.T, m *machine, client *wire.Client, slot int) {
+	v, ok := m.VM.(vm.Streamer)
+	if !ok {
+		t.Skip("the driver has no Streamer")
+	}
+	testNowhere(t, client, slot)
+	for range 2 {
+		conn, err := v.DialNIC(within(t), slot)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close() // it is still there when the next one is dialled
+		testFrames(t, client, newStream(conn), slot)
+	}
+	for _, other := range []int{-1, vm.MaxNICs} {
+		if _, err := v.DialNIC(within(t), other); !errors.Is(err, vm.ErrInvalid) {
+			t.Errorf("dial interface %d: %v, want ErrInvalid", other, err)
+		}
+	}
+}
+
+// testFrames exchanges frames with the guest.
+func testFrames(t *testing.T, client *wire.Client, p peer, slot int) {
 	mac := api.SlotMAC(slot)
 	for _, text := range []string{"short", string(contents("a full frame", 1500))} {
 		call(t, client, guestapi.MethodSendFrame, guestapi.Frame{MAC: mac.String(), Data: frame(mac, text)}, nil)
-		if got := peer.receive(t); !bytes.Equal(got, frame(mac, text)) {
+		if got := p.receive(t); !bytes.Equal(got, frame(mac, text)) {
 			t.Errorf("a frame of %d bytes came out as %d: %.40q", len(frame(mac, text)), len(got), got)
 		}
 		// Nobody tells when the guest listens: it is sent to until it has heard. What is left of an earlier round comes first.
 		want := frame(net.HardwareAddr{2, 0, 0, 0, 0, 1}, text)
-		stop := peer.keepSending(t, want)
+		stop := keepSending(t, p, want)
 		var got guestapi.Frame
 		for began := time.Now(); !bytes.HasPrefix(got.Data, want); {
 			call(t, client, guestapi.MethodReceiveFrame, guestapi.Frame{MAC: mac.String()}, &got)
@@ -100,121 +124,37 @@ func testTAP(t *testing.T, client *wire.Client, peer *tap, slot int) {
 	}
 }
 
-// testUser connects guest and host both ways.
-func testUser(t *testing.T, m *machine, client *wire.Client, slot int) {
-	f, ok := m.VM.(vm.Forwarder)
-	if !ok {
-		t.Skip("the driver has no Forwarder")
-	}
-	mac := api.SlotMAC(slot).String()
-	call(t, client, guestapi.MethodAddress, guestapi.Address{MAC: mac, Prefix: userGuest}, nil)
-
-	// From the guest: the gateway is the host's loopback.
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
+// keepSending sends a frame to the guest again and again, until it is told to stop.
+func keepSending(t *testing.T, p peer, b []byte) (stop func()) {
+	over := make(chan struct{})
+	var sender sync.WaitGroup
+	sender.Go(func() {
 		for {
-			conn, err := l.Accept()
-			if err != nil {
+			if err := p.send(b); err != nil {
+				t.Errorf("send to the guest: %v", err)
 				return
 			}
-			io.WriteString(conn, "told by the host")
-			conn.Close()
+			select {
+			case <-over:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
 		}
-	}()
-	taken := l.Addr().(*net.TCPAddr).AddrPort()
-	var told guestapi.Print
-	gateway := netip.AddrPortFrom(userNetwork.Gateway, taken.Port()).String()
-	call(t, client, guestapi.MethodFetch, guestapi.Print{Text: gateway}, &told)
-	if told.Text != "told by the host" {
-		t.Errorf("the guest was told %q", told.Text)
+	})
+	return func() {
+		close(over)
+		sender.Wait()
 	}
-
-	// To the guest.
-	call(t, client, guestapi.MethodServe, guestapi.Print{Text: ":8080"}, nil)
-	guest := netip.AddrPortFrom(userGuest.Addr(), 8080)
-	if err := f.Forward(within(t), slot, vm.Forward{Protocol: "tcp", Host: taken, Guest: guest}); err == nil {
-		t.Error("a port that is taken has been forwarded")
-	} else if !errors.Is(err, os.ErrExist) && !bytes.Contains([]byte(err.Error()), []byte("in use")) {
-		t.Errorf("a port that is taken: %v, which does not say so", err)
-	}
-	forward := vm.Forward{Protocol: "tcp", Host: freePort(t), Guest: guest}
-	if err := f.Forward(within(t), slot, forward); err != nil {
-		t.Fatal(err)
-	}
-	if got := fetch(t, forward.Host); got != guestapi.Served {
-		t.Errorf("through the forwarded port: %q", got)
-	}
-	if err := f.Unforward(within(t), slot, forward); err != nil {
-		t.Error(err)
-	}
-	if err := f.Unforward(within(t), slot, forward); !errors.Is(err, vm.ErrNotFound) {
-		t.Errorf("ending a forward again: %v, want ErrNotFound", err)
-	}
-	if conn, err := net.Dial("tcp", forward.Host.String()); err == nil {
-		conn.Close()
-		t.Error("the port is still open")
-	}
-	udp := vm.Forward{Protocol: "udp", Host: forward.Host, Guest: guest}
-	if err := errors.Join(f.Forward(within(t), slot, udp), f.Unforward(within(t), slot, udp)); err != nil {
-		t.Error(err)
-	}
-	for name, bad := range map[string]vm.Forward{
-		"other protocol": {Protocol: "tcp net1", Host: forward.Host, Guest: guest},
-		"foreign guest":  {Protocol: "tcp", Host: forward.Host, Guest: netip.MustParseAddrPort("10.88.0.9:80")},
-	} {
-		if err := f.Forward(within(t), slot, bad); !errors.Is(err, vm.ErrInvalid) {
-			t.Errorf("%s: %v, want ErrInvalid", name, err)
-		}
-	}
-	for _, other := range []int{-1, 0, vm.MaxNICs} {
-		if err := f.Forward(within(t), other, forward); !errors.Is(err, vm.ErrInvalid) {
-			t.Errorf("forward to interface %d: %v, want ErrInvalid", other, err)
-		}
-	}
-}
-
-// freePort is an address of the host's that nobody listens at.
-func freePort(t *testing.T) netip.AddrPort {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort()
-}
-
-// fetch reads what is told at an address.
-func fetch(t *testing.T, from netip.AddrPort) string {
-	t.Helper()
-	var d net.Dialer
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	conn, err := d.DialContext(ctx, "tcp", from.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(limit))
-	b, err := io.ReadAll(conn)
-	if err != nil {
-		t.Error(err)
-	}
-	return string(b)
 }
 
 // testRestoredNetwork restores a VM that was saved with its interfaces connected to nothing, and uses them.
 func (s *suite) testRestoredNetwork(t *testing.T, tm template) {
 	c := s.restored(t, tm)
-	user := userNetwork
-	c.NICs[1] = vm.NIC{User: &user}
-	var peer *tap
+	c.NICs[1] = vm.NIC{Stream: true}
+	var device *tap
 	if os.Geteuid() == 0 {
-		peer = newTAP(t)
-		c.NICs[0] = peer.nic
+		device = newTAP(t)
+		c.NICs[0] = device.nic
 	}
 	v, err := tm.saved.Restore(within(t), c)
 	if err != nil {
@@ -223,6 +163,6 @@ func (s *suite) testRestoredNetwork(t *testing.T, tm template) {
 	m := watched(t, v, c)
 	client := m.session()
 	checkNICs(t, client, c)
-	t.Run("User", func(t *testing.T) { testUser(t, m, client, 1) })
-	t.Run("TAP", func(t *testing.T) { testTAP(t, client, peer, 0) })
+	t.Run("Stream", func(t *testing.T) { testStream(t, m, client, 1) })
+	t.Run("TAP", func(t *testing.T) { testTAP(t, client, device, 0) })
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"testing"
 	"time"
 
@@ -112,25 +111,7 @@ func (p *tap) receive(t *testing.T) []byte {
 	}
 }
 
-// keepSending sends a frame to the guest again and again, until it is told to stop.
-func (p *tap) keepSending(t *testing.T, b []byte) (stop func()) {
-	over := make(chan struct{})
-	var sender sync.WaitGroup
-	sender.Go(func() {
-		for {
-			if _, err := unix.Write(p.socket, b); err != nil {
-				t.Errorf("send to the guest: %v", err)
-				return
-			}
-			select {
-			case <-over:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-		}
-	})
-	return func() {
-		close(over)
-		sender.Wait()
-	}
+func (p *tap) send(b []byte) error {
+	_, err := unix.Write(p.socket, b)
+	return err
 }

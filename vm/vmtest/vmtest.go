@@ -1,7 +1,7 @@
 // Package vmtest is the conformance suite that every vm.Driver passes.
 //
 // It boots real guests: a kernel of the caller's and an initrd whose /init is the program testguest. Whatever a
-// driver offers by assertion (vm.DiskPlugger, vm.Pauser, vm.Forwarder, vm.Restorer) is tested as well, and skipped where it is not offered.
+// driver offers by assertion (vm.DiskPlugger, vm.Pauser, vm.Streamer, vm.Restorer) is tested as well, and skipped where it is not offered.
 package vmtest
 
 import (

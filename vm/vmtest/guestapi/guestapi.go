@@ -1,8 +1,6 @@
 // Package guestapi is what the test guest and the conformance suite say to one another, over api/wire.
 package guestapi
 
-import "net/netip"
-
 // Methods of the test guest. The comment gives request → result. api.MethodPing is there as well.
 const (
 	MethodInfo     = "vmtest.info"     // none → Info
@@ -17,9 +15,6 @@ const (
 	MethodPanic    = "vmtest.panic"    // none → none, then the kernel panics
 	MethodPowerOff = "vmtest.poweroff" // none → none, then the machine powers off
 	MethodNICs     = "vmtest.nics"     // none → []NIC
-	MethodAddress  = "vmtest.address"  // Address → none; the interface is up then
-	MethodServe    = "vmtest.serve"    // Print (an address to listen at) → none; who connects there is told Served
-	MethodFetch    = "vmtest.fetch"    // Print (an address to connect to) → Print: what was told there
 	MethodReset    = "vmtest.reset"    // none → none, then the machine restarts
 
 	MethodSendFrame    = "vmtest.sendframe"    // Frame → none; the interface is up then
@@ -62,12 +57,6 @@ type NIC struct {
 	MAC  string `json:"mac"`
 }
 
-// Address is an IPv4 address for the interface that has this hardware address.
-type Address struct {
-	MAC    string       `json:"mac"`
-	Prefix netip.Prefix `json:"prefix"`
-}
-
 // FrameType is the Ethernet type of frames that are received: one that is free for experiments.
 const FrameType = 0x88b5
 
@@ -78,9 +67,6 @@ type Frame struct {
 	// Again is how many times more it is sent.
 	Again int `json:"again,omitempty"`
 }
-
-// Served is what MethodServe tells.
-const Served = "served by the guest"
 
 // Print is a text: to write to the console, to keep, or an address.
 type Print struct {

@@ -153,7 +153,7 @@ func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (an
 		return kept.Swap(&p), nil
 	case guestapi.MethodNICs:
 		return nics()
-	case guestapi.MethodSendFrame, guestapi.MethodReceiveFrame, guestapi.MethodAddress, guestapi.MethodServe, guestapi.MethodFetch:
+	case guestapi.MethodSendFrame, guestapi.MethodReceiveFrame:
 		return network(c)
 	case guestapi.MethodEcho, guestapi.MethodPanic, guestapi.MethodPowerOff, guestapi.MethodReset:
 		return nil, nil

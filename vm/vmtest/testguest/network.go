@@ -2,10 +2,7 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"net"
-	"net/netip"
-	"time"
 
 	"github.com/cradlevm/cradle/api/wire"
 	"github.com/cradlevm/cradle/vm/vmtest/guestapi"
@@ -37,89 +34,22 @@ func byMAC(mac string) (*net.Interface, error) {
 	return nil, fmt.Errorf("no interface %s", mac)
 }
 
-// network does what the methods about networks ask for.
+// network does what the methods about frames ask for.
 func network(c *wire.Call) (any, error) {
-	switch c.Method {
-	case guestapi.MethodSendFrame, guestapi.MethodReceiveFrame:
-		var f guestapi.Frame
-		if err := c.Params(&f); err != nil {
-			return nil, err
-		}
-		return exchange(c, f)
-	case guestapi.MethodAddress:
-		var a guestapi.Address
-		if err := c.Params(&a); err != nil {
-			return nil, err
-		}
-		i, err := byMAC(a.MAC)
-		if err != nil {
-			return nil, err
-		}
-		return nil, setUp(i.Name, a.Prefix)
-	case guestapi.MethodServe:
-		var p guestapi.Print
-		if err := c.Params(&p); err != nil {
-			return nil, err
-		}
-		return nil, serve(p.Text)
-	default:
-		var p guestapi.Print
-		if err := c.Params(&p); err != nil {
-			return nil, err
-		}
-		conn, err := net.DialTimeout("tcp", p.Text, 20*time.Second)
-		if err != nil {
-			return nil, err
-		}
-		defer conn.Close()
-		b, err := io.ReadAll(io.LimitReader(conn, 64<<10))
-		return guestapi.Print{Text: string(b)}, err
+	var f guestapi.Frame
+	if err := c.Params(&f); err != nil {
+		return nil, err
 	}
+	return exchange(c, f)
 }
 
-// serve tells everybody who connects that it is the guest that they have come to.
-func serve(address string) error {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			io.WriteString(conn, guestapi.Served)
-			conn.Close()
-		}
-	}()
-	return nil
-}
-
-// setUp gives an interface an address, if one is given, and brings it up.
-func setUp(name string, prefix netip.Prefix) error {
+// setUp brings an interface up.
+func setUp(name string) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(s)
-	if prefix.IsValid() {
-		for request, address := range map[uint][]byte{
-			unix.SIOCSIFADDR:    prefix.Addr().AsSlice(),
-			unix.SIOCSIFNETMASK: net.CIDRMask(prefix.Bits(), 32),
-		} {
-			req, err := unix.NewIfreq(name)
-			if err != nil {
-				return err
-			}
-			if err := req.SetInet4Addr(address); err != nil {
-				return err
-			}
-			if err := unix.IoctlIfreq(s, request, req); err != nil {
-				return fmt.Errorf("address of %s: %w", name, err)
-			}
-		}
-	}
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
@@ -134,7 +64,7 @@ func exchange(c *wire.Call, f guestapi.Frame) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := setUp(i.Name, netip.Prefix{}); err != nil {
+	if err := setUp(i.Name); err != nil {
 		return nil, err
 	}
 	const protocol = guestapi.FrameType>>8 | guestapi.FrameType&0xff<<8 // in network order
