@@ -115,7 +115,7 @@ func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox) error {
 	if err != nil {
 		return err
 	}
-	err = s.Exec(ctx, api.ExecRequest{ID: warmID, Exec: warmID, Process: &process, User: r.User, Seccomp: r.Seccomp})
+	_, err = s.Exec(ctx, api.ExecRequest{ID: warmID, Exec: warmID, Process: &process, User: r.User, Seccomp: r.Seccomp})
 	if err == nil {
 		err = ended(ctx, s, second)
 	}
