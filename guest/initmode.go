@@ -89,3 +89,8 @@ func ContainerInit(path string, argv []string) int {
 		}
 	}
 }
+
+func dup(fd int) int {
+	n, _ := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	return n
+}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/guest/files"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -69,7 +70,7 @@ func fillVolume(p, name string) error {
 			return err
 		}
 		defer unix.Close(to)
-		if err := copyTree(from, to, 0); err != nil {
+		if err := files.CopyTree(from, to); err != nil {
 			return err
 		}
 	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:

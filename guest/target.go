@@ -2,7 +2,6 @@ package guest
 
 import (
 	"path"
-	"strings"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/guest/files"
@@ -18,49 +17,21 @@ func makeTarget(p string, dir bool) (string, error) { return makePath(p, dir, ma
 
 // makePath is makeTarget with its own way to make something.
 func makePath(p string, dir bool, makeOne func(p string, dir bool) error) (string, error) {
-	todo := strings.Split(path.Clean("/"+p), "/")
-	done := "/"
-	for links := 0; len(todo) > 0; {
-		name := todo[0]
-		todo = todo[1:]
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			done = path.Dir(done)
-			continue
-		}
-		here := path.Join(done, name)
-		last := true
-		for _, t := range todo {
-			last = last && (t == "" || t == ".")
-		}
-		var st unix.Stat_t
-		err := unix.Lstat(here, &st)
-		if err == unix.ENOENT {
-			err = makeOne(here, dir || !last)
-			st.Mode = 0
-		}
-		if err != nil {
-			return "", api.Errorf(api.CodeInvalid, "mount point %s: %w", p, err)
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFLNK {
-			done = here
-			continue
-		}
-		if links++; links > 40 {
-			return "", api.Errorf(api.CodeInvalid, "mount point %s: %w", p, unix.ELOOP)
-		}
-		to, err := readLink(here)
-		if err != nil {
-			return "", err
-		}
-		if path.IsAbs(to) {
-			done = "/"
-		}
-		todo = append(strings.Split(to, "/"), todo...)
+	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
 	}
-	return done, nil
+	defer unix.Close(root)
+	target, err := files.Resolve(root, path.Clean("/"+p), func(at string, last bool, err error) error {
+		if err != unix.ENOENT {
+			return err
+		}
+		return makeOne(at, dir || !last)
+	})
+	if err != nil {
+		return "", api.Errorf(api.CodeInvalid, "mount point %s: %w", p, err)
+	}
+	return target, nil
 }
 
 // makeMarked makes a mount point so that neither it nor the time of the directory it is in looks like the container's
@@ -87,13 +58,4 @@ func makeOne(p string, dir bool) error {
 		return err
 	}
 	return unix.Close(fd)
-}
-
-func readLink(p string) (string, error) {
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlink(p, buf)
-	if err != nil {
-		return "", err
-	}
-	return string(buf[:n]), nil
 }

@@ -14,9 +14,10 @@ import (
 
 // Source is what an archive is made of, opened: nothing can come to be in its place any more.
 type Source struct {
-	Stat api.PathStat
-	fd   int // O_PATH
-	name string
+	Stat   api.PathStat
+	fd     int // O_PATH
+	name   string
+	owners *owners
 }
 
 // Open finds what p names for an archive, by docker's rules: a link at the end stands for itself unless a slash or
@@ -32,6 +33,7 @@ func Open(root int, p string) (*Source, error) {
 		unix.Close(fd)
 		return nil, err
 	}
+	s.owners = ownersOf(root)
 	return s, nil
 }
 
@@ -41,6 +43,7 @@ func (s *Source) Close() { unix.Close(s.fd) }
 // WriteTar writes the archive.
 func (s *Source) WriteTar(w io.Writer) error {
 	a := newArchiver(w)
+	a.owners = s.owners
 	var st unix.Stat_t
 	if err := unix.Fstat(s.fd, &st); err != nil {
 		return pathError("lstat", s.name, err)
@@ -65,6 +68,7 @@ func (s *Source) WriteTar(w io.Writer) error {
 // Export writes everything below a directory, without the directory itself.
 func Export(root int, w io.Writer) error {
 	a := newArchiver(w)
+	a.owners = ownersOf(root)
 	if err := a.children(root, "", 0); err != nil {
 		return err
 	}
@@ -76,10 +80,11 @@ type inode struct{ dev, ino uint64 }
 
 // archiver writes files into a tar stream.
 type archiver struct {
-	tw    *tar.Writer
-	buf   []byte
-	links map[inode]string // first names of files with several
-	top   bool             // the archive is of the whole root: not of what the runtime has mounted there
+	tw     *tar.Writer
+	buf    []byte
+	links  map[inode]string // first names of files with several
+	top    bool             // the archive is of the whole root: not of what the runtime has mounted there
+	owners *owners          // nil: names are not told, nor kinds in modes; an image's layer has neither
 }
 
 func newArchiver(w io.Writer) *archiver {
@@ -220,7 +225,7 @@ func openFile(dir int, name string) (int, error) {
 
 // header writes the header of an entry. fd is the open entry, -1 when it has none.
 func (a *archiver) header(fd int, as, link string, st *unix.Stat_t) error {
-	h := newHeader(as, st)
+	h := a.newHeader(as, st)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		h.Typeflag, h.Size = tar.TypeReg, st.Size
@@ -244,16 +249,21 @@ func (a *archiver) header(fd int, as, link string, st *unix.Stat_t) error {
 }
 
 func (a *archiver) hardLink(as, first string, st *unix.Stat_t) error {
-	h := newHeader(as, st)
+	h := a.newHeader(as, st)
 	h.Typeflag, h.Linkname = tar.TypeLink, first
 	return a.write(h)
 }
 
-func newHeader(as string, st *unix.Stat_t) *tar.Header {
-	return &tar.Header{
+func (a *archiver) newHeader(as string, st *unix.Stat_t) *tar.Header {
+	h := &tar.Header{
 		Format: tar.FormatPAX, Name: as, Mode: int64(st.Mode & 0o7777), Uid: int(st.Uid), Gid: int(st.Gid),
 		ModTime: time.Unix(st.Mtim.Sec, 0), // whole seconds, as docker's: fractions would double the headers
 	}
+	if a.owners != nil {
+		h.Mode = int64(st.Mode) // with the file's kind, as in docker's archives
+		h.Uname, h.Gname = a.owners.users[st.Uid], a.owners.groups[st.Gid]
+	}
+	return h
 }
 
 func (a *archiver) write(h *tar.Header) error {

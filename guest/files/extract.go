@@ -312,7 +312,7 @@ func timeOf(h *tar.Header) unix.Timespec {
 }
 
 func setTime(fd int, t unix.Timespec) {
-	_ = unix.Futimes(fd, []unix.Timeval{unix.NsecToTimeval(unix.TimespecToNsec(t)), unix.NsecToTimeval(unix.TimespecToNsec(t))})
+	_ = setTimes(fd, t, t) // a time is not worth an archive
 }
 
 // openParent opens a directory below dest, which the archive may never have mentioned: then it is made.

@@ -83,7 +83,7 @@ func statOf(root, fd int, p string) (api.PathStat, error) {
 	s := api.PathStat{Name: path.Base(p), Size: st.Size, Mode: st.Mode, MtimeNanos: st.Mtim.Nano()}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		var err error
-		if s.LinkTarget, err = follow(root, p); err != nil {
+		if s.LinkTarget, err = Resolve(root, p, func(string, bool, error) error { return nil }); err != nil {
 			return api.PathStat{}, pathError("lstat", p, err)
 		}
 	}
@@ -100,45 +100,6 @@ func absolute(p string) string {
 		return clean + "/"
 	}
 	return clean
-}
-
-// follow returns where p leads, all links resolved inside root, as far as there is something.
-func follow(root int, p string) (string, error) {
-	todo := strings.Split(p, "/")
-	done := "/"
-	buf := make([]byte, unix.PathMax)
-	for links := 0; len(todo) > 0; {
-		name := todo[0]
-		todo = todo[1:]
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			done = path.Dir(done)
-			continue
-		}
-		here := path.Join(done, name)
-		fd, err := open(root, here, unix.O_PATH|unix.O_NOFOLLOW)
-		if err != nil {
-			done = here // nothing there: the rest is words
-			continue
-		}
-		n, err := unix.Readlinkat(fd, "", buf)
-		unix.Close(fd)
-		if err != nil {
-			done = here // not a link
-			continue
-		}
-		if links++; links > 40 {
-			return "", unix.ELOOP
-		}
-		to := string(buf[:n])
-		if path.IsAbs(to) {
-			done = "/"
-		}
-		todo = append(strings.Split(to, "/"), todo...)
-	}
-	return done, nil
 }
 
 // eachName calls do with the names in a directory, sorted unless there are very many of them. A directory that has been

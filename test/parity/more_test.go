@@ -131,6 +131,11 @@ func fileRows() []row {
 		{line: "cp {dir}/missing files:/x"},
 		{line: "cp a b"},
 		{line: "exec files cat /dir/hello.txt"},
+		// One file of each kind and of several owners, all of one time: the stream is equal byte for byte.
+		{line: "exec files sh -c 'mkdir /out; cd /out; echo x > f; chown nobody f; ln f hard; ln -s f link; mkfifo p; mknod c c 1 3; mknod b b 7 0; mkdir -m 1777 d; echo y > d/suid; chown 33:55 d/suid; chmod 6755 d/suid; touch $(seq -s _ 40); find . -exec touch -h -d @1000000000 {} +'"},
+		{line: "cp files:/out/hard -"},
+		{line: "cp files:/out/link -"},
+		{line: "cp files:/out/d/. -"},
 		{line: "stop -t 1 files"},
 		{line: "cp files:/dir/hello.txt {dir}/again"},
 		{line: "export -o {dir}/files.tar files"},
