@@ -95,11 +95,9 @@ func (s *server) containerLogs(c *call) error {
 			return err
 		}
 	}
-	if tail := c.query.Get("tail"); tail != "" && tail != "all" {
-		if o.Tail, err = strconv.Atoi(tail); err != nil {
-			return invalid("invalid value for \"tail\": " + strconv.Quote(tail) + " is neither a number nor \"all\"")
-		}
-		o.Tail = max(-1, o.Tail)
+	// What is no number means all, whatever it is: docker's command line says "all".
+	if tail, err := strconv.Atoi(c.query.Get("tail")); err == nil {
+		o.Tail = max(-1, tail)
 	}
 	serve, tty, err := s.b.ContainerLogs(c.r.Context(), c.id(), o)
 	if err != nil {

@@ -109,9 +109,12 @@ func parseTime(text string) (time.Time, error) {
 	return time.Unix(s, nanos), err
 }
 
-// platform reads a platform in either of the API's forms: "linux/arm64/v8" or an OCI platform in JSON.
-func (c *call) platform() (*ocispec.Platform, error) {
-	text := c.query.Get("platform")
+// platform reads the platform that a request names; nil when it names none.
+func (c *call) platform() (*ocispec.Platform, error) { return ParsePlatform(c.query.Get("platform")) }
+
+// ParsePlatform reads a platform in either of the API's forms: "linux/arm64/v8" or an OCI platform in JSON; nil for "".
+// Errors: ErrInvalidArgument.
+func ParsePlatform(text string) (*ocispec.Platform, error) {
 	if text == "" {
 		return nil, nil
 	}

@@ -105,7 +105,7 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/events?since=never", "", "", 400, `invalid value for "since"`},
 		{"GET", "/events?since=5&until=4", "", "", 400, "cannot be after"},
 		{"GET", "/containers/x/logs", "", "", 400, "you must choose at least one stream"},
-		{"GET", "/containers/x/logs?stdout=1&tail=few", "", "", 400, `invalid value for "tail"`},
+		{"GET", "/containers/x/logs?stdout=1&tail=few", "", "", 404, "No such container: x"}, // all of them, as docker has it
 		{"POST", "/containers/x/stop?t=soon", "", "", 400, `invalid value for "t"`},
 		{"POST", "/containers/x/resize?h=1", "", "", 400, "invalid resize width"},
 		{"POST", "/containers/x/resize?h=-1&w=5", "", "", 400, "invalid resize height"},

@@ -162,7 +162,7 @@ func testStartErrors(t *testing.T, v *testVM, box []api.Disk) {
 	}{
 		{[]string{"foo"}, nil, api.CodeCommandNotFound, `exec: "foo": executable file not found in $PATH`},
 		{[]string{"./x1"}, nil, api.CodeCommandNotFound, `exec: "./x1": stat ./x1: no such file or directory`},
-		{[]string{"/x"}, nil, api.CodeCommandNotRunnable, `exec: "/x": is a directory`},
+		{[]string{"/x"}, nil, api.CodeCommandNotRunnable, `exec: "/x": permission denied`},
 		{[]string{"/etc/passwd"}, nil, api.CodeCommandNotRunnable, `exec: "/etc/passwd": permission denied`},
 		{[]string{"/x/script"}, nil, api.CodeCommandNotRunnable, `exec: "/x/script": exec format error`},
 		{[]string{"/x/lost"}, nil, api.CodeCommandNotFound, `exec: "/x/lost": no such file or directory`},

@@ -54,9 +54,9 @@ func runnable(p, name string) error {
 		return api.Errorf(api.CodeCommandNotFound, "exec: %q: stat %s: %w", name, name, err)
 	case err != nil:
 		return api.Errorf(api.CodeCommandNotRunnable, "exec: %q: stat %s: %w", name, name, err)
-	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-		return api.Errorf(api.CodeCommandNotRunnable, "exec: %q: is a directory", name)
-	case st.Mode&0o111 == 0:
+	case st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Mode&0o111 == 0:
+		// Today's runc says of the one that it is a directory; docker's older command lines know that a command cannot
+		// be run by these words only.
 		return api.Errorf(api.CodeCommandNotRunnable, "exec: %q: permission denied", name)
 	}
 	return nil

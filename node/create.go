@@ -33,9 +33,8 @@ func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec
 	if err != nil {
 		return fail(err)
 	}
-	if platform != nil && !matchesPlatform(*platform, img) {
-		return fail(notFound("image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
-			r.Config.Image, platformOf(img), formatPlatform(*platform)))
+	if err := checkPlatform(r.Config.Image, platform, img); err != nil {
+		return fail(err)
 	}
 	id := newID()
 	config, err := runspec.Merge(r.Config, img.Config)

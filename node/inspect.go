@@ -270,4 +270,14 @@ func matchesPlatform(want ocispec.Platform, img image.Image) bool {
 	})
 }
 
+// checkPlatform refuses an image, found by ref, that is for another platform than the one asked for; nil is any. The
+// class is "not found": clients then pull the one they want.
+func checkPlatform(ref string, want *ocispec.Platform, img image.Image) error {
+	if want == nil || matchesPlatform(*want, img) {
+		return nil
+	}
+	return notFound("image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+		ref, platformOf(img), formatPlatform(*want))
+}
+
 func formatPlatform(p ocispec.Platform) string { return strings.TrimSuffix(platforms.Format(p), "/") }

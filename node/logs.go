@@ -3,11 +3,13 @@ package node
 import (
 	"context"
 	"io"
+	"os"
 	"time"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/node/logfile"
+	"github.com/cradlevm/cradle/node/runspec"
 )
 
 // logTime is the layout of docker's log timestamps: RFC 3339 with all nine digits.
@@ -30,6 +32,15 @@ func (n *Node) ContainerLogs(ctx context.Context, name string, o dockerapi.LogsO
 	if log == nil {
 		return nil, false, unsupported("configured logging driver does not support reading")
 	}
+	var details string
+	if o.Details {
+		host, _ := os.Hostname()
+		names := runspec.LogNames{ID: rec.ID, Name: rec.Name, ImageID: rec.ImageID, Hostname: host}
+		if details, err = runspec.LogDetails(&rec.Config, &rec.HostConfig, names); err != nil {
+			return nil, false, err
+		}
+		details += " " // also without any, as docker has it
+	}
 	serve := func(stdout, stderr io.Writer) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -46,8 +57,8 @@ func (n *Node) ContainerLogs(ctx context.Context, name string, o dockerapi.LogsO
 				line = r.Time.UTC().AppendFormat(line, logTime)
 				line = append(line, ' ')
 			}
-			if o.Details && !r.Continues { // the log options that give a line details (labels, env) are refused at create
-				line = append(line, ' ')
+			if !r.Continues {
+				line = append(line, details...)
 			}
 			line = append(line, r.Data...)
 			w := stdout

@@ -54,12 +54,15 @@ type summonedLayer struct {
 	Size   int64  `json:"size"` // of the tar, bytes
 }
 
-// Summon writes a tar archive of the directory for an image. found is called once the image is known, before the
-// first byte.
-func (n *Node) Summon(ctx context.Context, ref string, found func(), w io.Writer) error {
+// Summon writes a tar archive of the directory for an image, which has to be for the platform unless that is nil.
+// found is called once the image is known, before the first byte.
+func (n *Node) Summon(ctx context.Context, ref string, platform *ocispec.Platform, found func(), w io.Writer) error {
 	img, err := n.options.Images.Get(ref)
 	if err != nil {
 		return imageError(err)
+	}
+	if err := checkPlatform(ref, platform, img); err != nil {
+		return err
 	}
 	owner := "summon-" + newID()
 	if err := n.options.Images.Hold(img.ID, owner); err != nil {

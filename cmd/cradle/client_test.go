@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -185,5 +186,18 @@ func TestNoPlugins(t *testing.T) {
 	}
 	if _, err := os.Stat(trace); err == nil {
 		t.Error("a plugin of docker's was run")
+	}
+}
+
+// What login says while it runs speaks of cradle.
+func TestLoginSpeaksOfCradle(t *testing.T) {
+	h := newHouse(t)
+	config := `{"auths":{"127.0.0.1:1":{"auth":"` + base64.StdEncoding.EncodeToString([]byte("somebody:secret")) + `"}}}`
+	if err := os.WriteFile(filepath.Join(h.dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := h.cradle(t, []string{envHost + "=unix://" + serveFake(t, new(fakeNode))}, "login", "127.0.0.1:1")
+	if !strings.Contains(r.stderr, "run 'cradle logout' followed by 'cradle login'") || strings.Contains(r.stderr, "'docker ") {
+		t.Errorf("%+v", r)
 	}
 }

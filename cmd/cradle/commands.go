@@ -35,7 +35,11 @@ func dockerCommands() []dockerCommand {
 // addDockerCommands moves the listed commands from docker's tree, made on scratch, to root.
 func addDockerCommands(root, scratch *cobra.Command, docker command.Cli) error {
 	for _, newCommand := range registered {
-		scratch.AddCommand(newCommand(docker))
+		cmd := newCommand(docker)
+		if cmd.Name() == "login" { // it speaks of docker while it runs, not only in its help
+			cmd = newCommand(renamed(docker))
+		}
+		scratch.AddCommand(cmd)
 	}
 	for _, want := range dockerCommands() {
 		cmd := child(scratch, want.name)

@@ -107,8 +107,13 @@ func poolChangeHandler(n *node.Node) http.Handler {
 // summonHandler streams the directory of a virtual machine as a tar archive.
 func summonHandler(n *node.Node) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		platform, err := dockerapi.ParsePlatform(r.URL.Query().Get("platform"))
+		if err != nil {
+			dockerapi.WriteError(w, err)
+			return
+		}
 		begun := false
-		err := n.Summon(r.Context(), r.URL.Query().Get("image"), func() {
+		err = n.Summon(r.Context(), r.URL.Query().Get("image"), platform, func() {
 			begun = true
 			w.Header().Set("Content-Type", "application/x-tar")
 			w.WriteHeader(http.StatusOK)

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"io"
 	"regexp"
 	"strings"
 
+	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/streams"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -39,6 +42,28 @@ func renameProgram(text string) string {
 		"docker API", "cradle API",
 		"docker host", "cradle host",
 	).Replace(text)
+}
+
+// renamedCli is docker's command library with what it says on stderr in cradle's words. That is for commands that only
+// speak there: nothing of it is taken for a terminal.
+type renamedCli struct {
+	command.Cli
+	err *streams.Out
+}
+
+func renamed(docker command.Cli) command.Cli {
+	return &renamedCli{docker, streams.NewOut(renamedWriter{docker.Err()})}
+}
+
+// Err implements command.Cli.
+func (r *renamedCli) Err() *streams.Out { return r.err }
+
+// renamedWriter takes whole messages.
+type renamedWriter struct{ to io.Writer }
+
+func (w renamedWriter) Write(p []byte) (int, error) {
+	_, err := io.WriteString(w.to, renameProgram(string(p)))
+	return len(p), err
 }
 
 // renameTree puts cradle's name into the help of cmd and of all below it.

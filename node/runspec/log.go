@@ -15,13 +15,15 @@ type LogOptions struct {
 }
 
 // Log reads HostConfig.LogConfig. json-file and local are the same here: bounded files that `logs` reads; of their
-// options max-size and max-file are honoured. Errors: ErrInvalidArgument, ErrNotImplemented.
+// options max-size and max-file are honoured here, and what json-file tells of each line by LogDetails. Errors: ErrInvalidArgument, ErrNotImplemented.
 func Log(hc *container.HostConfig) (LogOptions, error) {
 	o := LogOptions{Driver: hc.LogConfig.Type}
 	switch o.Driver {
 	case "":
 		o.Driver = "json-file"
-	case "json-file", "local", "none":
+	case "json-file", "local":
+	case "none": // its options mean nothing, and docker does not look at them
+		return o, nil
 	default:
 		return o, unsupported("the log driver %q (json-file, local and none are there; another one)", o.Driver)
 	}
@@ -65,9 +67,13 @@ func (o *LogOptions) set(key, value string) error {
 		if on {
 			return unsupported("the log option compress=%s", value)
 		}
-	case "labels", "labels-regex", "env", "env-regex", "tag", "max-buffer-size":
+	case "max-buffer-size":
 		if value != "" {
 			return unsupported("the log option %s", key)
+		}
+	case "labels", "labels-regex", "env", "env-regex", "tag": // LogDetails reads them
+		if !detailed(o.Driver) {
+			return invalid("unknown log opt '%s' for %s log driver", key, o.Driver)
 		}
 	default:
 		return invalid("unknown log opt '%s' for %s log driver", key, o.Driver)

@@ -39,6 +39,9 @@ func Prepare(id string, config *container.Config, hc *container.HostConfig, s Se
 	if _, err := Log(c.Host); err != nil {
 		return Container{}, nil, err
 	}
+	if _, err := LogDetails(c.Config, c.Host, LogNames{}); err != nil {
+		return Container{}, nil, err
+	}
 	if _, err := ScratchSize(c.Host, s); err != nil {
 		return Container{}, nil, err
 	}

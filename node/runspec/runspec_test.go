@@ -363,7 +363,7 @@ func TestLogAndScratch(t *testing.T) {
 	if n, err := ScratchSize(hc, Settings{}); err != nil || n != 1<<30 {
 		t.Error(n, err)
 	}
-	for _, bad := range []container.LogConfig{{Type: "syslog"}, {Config: map[string]string{"max-size": "x"}}, {Config: map[string]string{"max-file": "0"}}, {Config: map[string]string{"what": "x"}}, {Config: map[string]string{"tag": "x"}}} {
+	for _, bad := range []container.LogConfig{{Type: "syslog"}, {Config: map[string]string{"max-size": "x"}}, {Config: map[string]string{"max-file": "0"}}, {Config: map[string]string{"what": "x"}}, {Type: "local", Config: map[string]string{"tag": "x"}}} {
 		if _, err := Log(&container.HostConfig{LogConfig: bad}); err == nil {
 			t.Errorf("%+v accepted", bad)
 		}

@@ -21,7 +21,7 @@ func TestExitCodes(t *testing.T) {
 		}{
 			{0, "", []string{"true"}},
 			{7, "", []string{"sh", "-c", "exit 7"}},
-			{126, "is a directory", []string{"/etc"}},
+			{126, "permission denied", []string{"/etc"}},
 			{126, "permission denied", []string{"/etc/passwd"}},
 			{127, "executable file not found", []string{"nope"}},
 		} {

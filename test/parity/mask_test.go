@@ -40,6 +40,8 @@ func (m mask) hide(text, dir string) string {
 	text = strings.ReplaceAll(text, dir, "{dir}")
 	// After a start that failed, docker's older command lines say this or not: two answers of the daemon's race in them.
 	text = regexp.MustCompile(`(?m)^time=.* msg="error waiting for container: context canceled" *\n`).ReplaceAllString(text, "")
+	// As they say this or not when they ask for a size while the container's start is slow.
+	text = regexp.MustCompile(`(?m)^failed to resize tty, using default size\r?\n`).ReplaceAllString(text, "")
 	for _, p := range everywhere() {
 		text = p.re.ReplaceAllString(text, p.by)
 	}

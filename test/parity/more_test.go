@@ -18,6 +18,15 @@ func logRows() []row {
 		{line: "run --network none --name silent --log-driver none busybox echo seen"},
 		{line: "logs silent"},
 		{line: "rm silent "},
+		{line: "create --network none --name told --label tier=web --label app=a,b=c -e A=1 -e 'B=two words' --log-opt labels=tier,missing --log-opt labels-regex=^app --log-opt env=B --log-opt env-regex=^A --log-opt 'tag={{.Name}} of {{.ImageName}}' busybox sh -c 'echo out; echo err >&2; echo; printf unfinished'"},
+		{line: "inspect -f '{{json .HostConfig.LogConfig.Config}}' told"},
+		{line: "start -a told", mask: sorted},
+		{line: "logs --details told"},
+		{line: "logs --details -t -n 1 told"},
+		{line: "logs told"},
+		{line: "rm told"},
+		{line: run + "--log-driver local --log-opt labels=a busybox true"},
+		{line: run + "--log-driver none --log-opt labels=a busybox true"},
 	}
 }
 
@@ -132,10 +141,12 @@ func fileRows() []row {
 		{line: "cp a b"},
 		{line: "exec files cat /dir/hello.txt"},
 		// One file of each kind and of several owners, all of one time: the stream is equal byte for byte.
-		{line: "exec files sh -c 'mkdir /out; cd /out; echo x > f; chown nobody f; ln f hard; ln -s f link; mkfifo p; mknod c c 1 3; mknod b b 7 0; mkdir -m 1777 d; echo y > d/suid; chown 33:55 d/suid; chmod 6755 d/suid; touch $(seq -s _ 40); find . -exec touch -h -d @1000000000 {} +'"},
+		{line: "exec files sh -c 'echo root:x:0: > /etc/group; mkdir /out; cd /out; echo x > f; chown nobody f; ln f hard; ln -s f link; mkfifo p; mknod c c 1 3; mknod b b 7 0; mkdir -m 1777 d; echo y > d/suid; chown 33:55 d/suid; chmod 6755 d/suid; touch $(seq -s _ 40); find . -exec touch -h -d @1000000000 {} +'"},
 		{line: "cp files:/out/hard -"},
 		{line: "cp files:/out/link -"},
 		{line: "cp files:/out/d/. -"},
+		{line: "cp files:/out -"},
+		{line: "exec files rm -r /out /etc/group"},
 		{line: "stop -t 1 files"},
 		{line: "cp files:/dir/hello.txt {dir}/again"},
 		{line: "export -o {dir}/files.tar files"},
