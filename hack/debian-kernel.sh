@@ -8,16 +8,13 @@
 # asked again only on --update. CRADLE_QUIET=1 prints nothing but errors.
 set -euo pipefail
 
-cache=${CRADLE_CACHE:-/var/cache/cradle}/debian-kernel
 arch=$(dpkg --print-architecture)
 # Older ones do not mount erofs with 512-byte blocks.
 wanted_version=6.4
 
-say() { [ -n "${CRADLE_QUIET:-}" ] || echo "debian-kernel: $*" >&2; }
-die() {
-	echo "debian-kernel: $*" >&2
-	exit 1
-}
+exec 3>&2
+# shellcheck source=hack/cache.sh
+. "$(dirname "$(realpath "$0")")/cache.sh" debian-kernel
 
 # newest_image prints the newest package of the kind: linux-image-6.12.117+deb12-cloud-amd64.
 newest_image() {
@@ -59,15 +56,10 @@ done
 [ $# = 1 ] || die "usage: hack/debian-kernel.sh [--update] [--release] OUT_DIR"
 out=$1
 
-mkdir -p "$cache"
-exec 9>"$cache/.lock"
-flock 9
+lock_cache
 
 if [ -n "$update" ] || [ ! -e "$cache/$kind/bzImage" ]; then
-	if [ ! -x /sbin/depmod ] || ! command -v xz >/dev/null; then
-		[ "$(id -u)" = 0 ] || die "please install: kmod xz-utils"
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends kmod xz-utils >/dev/null
-	fi
+	if [ ! -x /sbin/depmod ] || ! command -v xz >/dev/null; then need kmod xz-utils; fi
 	package=$("${kind}_image")
 	[ -n "$package" ] || die "apt offers no linux-image-*-cloud-$arch (apt-get update first?)"
 	version=${package#linux-image-}

@@ -9,33 +9,15 @@
 # nothing but errors. All but busybox need root, to install packages in a chroot.
 set -euo pipefail
 
-cache=${CRADLE_CACHE:-/var/cache/cradle}/images
 arch=$(dpkg --print-architecture)
 # The newest time a file may have: one date for all makes equal contents equal layers.
 export SOURCE_DATE_EPOCH=1735689600
 export LC_ALL=C.UTF-8
 
-# Messages go to the caller's stderr even from within a build, whose own goes to a log.
+# Within a build descriptor 3 is the caller's stderr already, and stderr a log.
 [ "${1:-}" = --inside ] || exec 3>&2
-say() { [ -n "${CRADLE_QUIET:-}" ] || echo "images: $*" >&3; }
-die() {
-	echo "images: $*" >&3
-	exit 1
-}
-sum() { sha256sum "$@" | cut -d' ' -f1; }
-
-# need installs Debian packages that are missing.
-need() {
-	local missing=() p
-	for p in "$@"; do
-		[ "$(dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
-	done
-	[ ${#missing[@]} -gt 0 ] || return 0
-	[ "$(id -u)" = 0 ] || die "please install: ${missing[*]}"
-	say "installing ${missing[*]}"
-	[ -n "$(apt-cache madison "${missing[0]}")" ] || apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
-}
+# shellcheck source=hack/cache.sh
+. "$(dirname "$(realpath "$0")")/cache.sh" images
 
 # --- layers -----------------------------------------------------------------------------------------------------------
 
@@ -276,8 +258,7 @@ done
 script=$(realpath "$0")
 store=$cache/$(cat "$script" <(echo "$arch") | sum)
 mkdir -p "$store" "$out"
-exec 9>"$cache/.lock"
-flock 9
+lock_cache
 
 todo=()
 for name in "$@"; do
@@ -299,9 +280,6 @@ if [ ${#todo[@]} -gt 0 ]; then
 	fi
 fi
 for name in "$@"; do
-	if ! cmp -s "$store/$name.tar" "$out/$name.tar"; then
-		cp "$store/$name.tar" "$out/.$name.tar.$$"
-		mv "$out/.$name.tar.$$" "$out/$name.tar"
-	fi
+	place "$store/$name.tar" "$out/$name.tar"
 	say "$out/$name.tar is ready"
 done

@@ -10,30 +10,11 @@ set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 config=$here/../guestos/kernel/config
-cache=${CRADLE_CACHE:-/var/cache/cradle}/kernel
 min_version=6.6
 
-# Messages go to the caller's stderr even from within the build, whose own goes to a log.
 exec 3>&2
-say() { [ -n "${CRADLE_QUIET:-}" ] || echo "kernel: $*" >&3; }
-die() {
-	echo "kernel: $*" >&2
-	exit 1
-}
-sha() { sha256sum | cut -d' ' -f1; }
-
-# need installs Debian packages that are missing.
-need() {
-	local missing=() p
-	for p in "$@"; do
-		[ "$(dpkg-query -W -f='${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
-	done
-	[ ${#missing[@]} -gt 0 ] || return 0
-	[ "$(id -u)" = 0 ] || die "please install: ${missing[*]}"
-	say "installing ${missing[*]}"
-	[ -n "$(apt-cache madison "${missing[0]}")" ] || apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
-}
+# shellcheck source=hack/cache.sh
+. "$here/cache.sh" kernel
 
 # newest_source prints "PACKAGE VERSION" of the newest linux-source-N.N apt can give, with apt's options as arguments.
 newest_source() {
@@ -102,7 +83,7 @@ fi
 out=$1
 
 # Only what decides the result: a change of a message is no reason to build for minutes.
-recipe=$( (cat "$config" && declare -f build) | sha)
+recipe=$( (cat "$config" && declare -f build) | sum -)
 # The last build of this recipe, whatever the source version: what a run without --update takes.
 latest=$cache/recipe-$recipe
 apt_options=(-o APT::Sandbox::User=root)
@@ -111,9 +92,7 @@ apt_options=(-o APT::Sandbox::User=root)
 made() { [ -z "$update" ] && [ -e "$latest/bzImage" ]; }
 
 if ! made; then
-	mkdir -p "$cache"
-	exec 9>"$cache/.lock"
-	flock 9
+	lock_cache
 fi
 # Asked again: another run may have held the lock to build it.
 if ! made; then
@@ -124,7 +103,7 @@ if ! made; then
 		read -r name version < <(newest_source "${apt_options[@]}") ||
 			die "no linux-source >= $min_version, neither in apt's suites nor in backports"
 	}
-	key=$(printf '%s %s %s\n' "$name" "$version" "$recipe" | sha)
+	key=$(printf '%s %s %s\n' "$name" "$version" "$recipe" | sum -)
 	if [ ! -e "$cache/$key/bzImage" ]; then
 		say "building $name $version (log: $work/log)"
 		# In a shell of its own with -e: inside a condition bash would not stop at the first error.
@@ -152,8 +131,5 @@ if ! made; then
 fi
 
 mkdir -p "$out"
-if ! cmp -s "$latest/bzImage" "$out/bzImage"; then
-	cp "$latest/bzImage" "$out/.bzImage.$$"
-	mv "$out/.bzImage.$$" "$out/bzImage"
-fi
+place "$latest/bzImage" "$out/bzImage"
 say "$out/bzImage is ready"

@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"slices"
 	"time"
@@ -18,42 +17,13 @@ const emptyTar = digest.Digest("sha256:5f70bf18a086007016e948b04aed3b82103a36bea
 // Commit implements Store. config's history is the step that made the layer; a layer with nothing in it becomes a
 // step without one, as docker has it.
 func (s *Local) Commit(ctx context.Context, parent Image, layer io.Reader, ref string, config dockerspec.DockerOCIImage) (Image, error) {
-	var refs []string
-	if ref != "" {
-		named, err := parseTag(ref)
-		if err != nil {
-			return Image{}, err
-		}
-		refs = []string{refKey(named)}
-	}
-	lease := s.newLease()
-	defer lease.end()
-	for _, l := range parent.Layers {
-		if !lease.pin(digest.Digest(l.DiffID)) {
-			return Image{}, noSuchImage(parent.ID)
-		}
-	}
-	c, err := s.importLayer(ctx, layer)
-	if err != nil {
-		return Image{}, err
-	}
-	lease.pin(c.diffID)
-	if err := s.install(c); err != nil {
-		return Image{}, err
-	}
-	img, err := childImage(parent, c, config)
-	if err != nil {
-		return Image{}, err
-	}
-	img.refs = refs
-	if err := s.commit([]newImage{img}); err != nil {
-		return Image{}, err
-	}
-	return s.Get(img.id.String())
+	return s.addLayer(ctx, layer, ref, &parent, func(c converted) (dockerspec.DockerOCIImage, []ocispec.Descriptor) {
+		return childConfig(parent, c, config)
+	})
 }
 
-// childImage puts a layer on top of an image.
-func childImage(parent Image, c converted, config dockerspec.DockerOCIImage) (newImage, error) {
+// childConfig puts a layer on top of an image.
+func childConfig(parent Image, c converted, config dockerspec.DockerOCIImage) (dockerspec.DockerOCIImage, []ocispec.Descriptor) {
 	if config.Created == nil {
 		now := time.Now().UTC()
 		config.Created = &now
@@ -73,24 +43,7 @@ func childImage(parent Image, c converted, config dockerspec.DockerOCIImage) (ne
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, c.diffID)
 	}
 	config.History = append(fullHistory(parent), step)
-	raw, err := json.Marshal(config)
-	if err != nil {
-		return newImage{}, err
-	}
-	if _, err := parseConfig(raw); err != nil {
-		return newImage{}, err
-	}
-	id := digest.FromBytes(raw)
-	doc, err := plainManifest(id, int64(len(raw)), layers)
-	if err != nil {
-		return newImage{}, err
-	}
-	p, err := doc.parse()
-	if err != nil {
-		return newImage{}, err
-	}
-	img, _, err := imageOf(doc, p, raw)
-	return img, err
+	return config, layers
 }
 
 // fullHistory is an image's history with a step for each layer: builders may leave some or all out, and the next step
