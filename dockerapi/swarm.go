@@ -16,13 +16,14 @@ func (s *server) swarmRoutes() []route {
 		{"GET", "/tasks/{id}/logs", "", notManager},
 	}
 	for _, kind := range []string{"/nodes", "/services", "/tasks", "/secrets", "/configs"} {
-		rows = append(rows,
-			route{"GET", kind, "", notManager},
-			route{"POST", kind + "/create", "", notManager},
-			route{"GET", kind + "/{id}", "", notManager},
-			route{"DELETE", kind + "/{id}", "", notManager},
-			route{"POST", kind + "/{id}/update", "", notManager},
-		)
+		rows = append(rows, route{"GET", kind, "", notManager}, route{"GET", kind + "/{id}", "", notManager})
+		if kind == "/tasks" { // the services' own
+			continue
+		}
+		rows = append(rows, route{"DELETE", kind + "/{id}", "", notManager}, route{"POST", kind + "/{id}/update", "", notManager})
+		if kind != "/nodes" { // they join
+			rows = append(rows, route{"POST", kind + "/create", "", notManager})
+		}
 	}
 	return rows
 }
