@@ -73,10 +73,18 @@ func (o *LogOptions) set(key, value string) error {
 		}
 	case "labels", "labels-regex", "env", "env-regex", "tag": // LogDetails reads them
 		if !detailed(o.Driver) {
-			return invalid("unknown log opt '%s' for %s log driver", key, o.Driver)
+			return o.unknown(key)
 		}
 	default:
-		return invalid("unknown log opt '%s' for %s log driver", key, o.Driver)
+		return o.unknown(key)
 	}
 	return nil
+}
+
+// unknown refuses an option in docker's words, which are each driver's own.
+func (o *LogOptions) unknown(key string) error {
+	if o.Driver == "local" {
+		return invalid("unknown log opt '%s' for log driver %s", key, o.Driver)
+	}
+	return invalid("unknown log opt '%s' for %s log driver", key, o.Driver)
 }
