@@ -1,8 +1,8 @@
 package api
 
-// MethodIdentify (IdentifyRequest → none) makes a container that was saved while it ran another one. It is called after
+// MethodIdentify (IdentifyRequest → IdentifyResult) makes a container that was saved while it ran another one. It is called after
 // MethodConfigure, while the container's processes stand still (MethodFreeze), so that none of them sees the one it
-// was. Execs of the container, at whose other end nobody is any more, are killed and forgotten.
+// was. CodeFailedPrecondition when its first process does not run. Execs of the container, at whose other end nobody is any more, are killed and forgotten.
 const MethodIdentify = "identify"
 
 // IdentifyRequest says who a restored container is. The zero value of a field leaves it as it is.
@@ -15,4 +15,9 @@ type IdentifyRequest struct {
 	MachineID string `json:"machineId,omitempty"` // 32 hex digits: put in the place of an /etc/machine-id that is there
 	// Files replace what CreateRequest.Files gave the same paths.
 	Files []File `json:"files,omitempty"`
+}
+
+// IdentifyResult tells where the container's output stands.
+type IdentifyResult struct {
+	OutputEnd uint64 `json:"outputEnd"` // offset of the first process's journal after all it has printed so far
 }

@@ -93,7 +93,7 @@ func (a *Agent) answer(c *wire.Call) (any, error) {
 		if err := c.Params(&r); err != nil {
 			return nil, err
 		}
-		return nil, a.identify(&r)
+		return a.identify(&r)
 	case api.MethodUpdate:
 		var r api.UpdateRequest
 		if err := c.Params(&r); err != nil {

@@ -16,22 +16,29 @@ const bootIDPath = "/proc/sys/kernel/random/boot_id"
 var uuidPattern = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // identify makes a restored container another one.
-func (a *Agent) identify(r *api.IdentifyRequest) error {
+func (a *Agent) identify(r *api.IdentifyRequest) (any, error) {
 	if err := checkIdentity(r); err != nil {
-		return err
+		return nil, err
 	}
 	c, err := a.container(r.ID)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	first, err := c.process("")
+	if err != nil {
+		return nil, err
+	}
+	if !first.running() {
+		return nil, api.Errorf(api.CodeFailedPrecondition, "the container's first process has ended")
 	}
 	c.dropExecs()
 	if r.NewID != "" && r.NewID != r.ID {
 		if err := a.rename(c, r.NewID); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := c.given.rewrite(r.Files); err != nil {
-		return err
+		return nil, err
 	}
 	covers := map[string]string{}
 	if r.BootID != "" {
@@ -42,10 +49,13 @@ func (a *Agent) identify(r *api.IdentifyRequest) error {
 	}
 	for target, text := range covers {
 		if err := c.cover(target, text+"\n"); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return c.thread.do(func() error { return setNames(r.Hostname, "") })
+	if err := c.thread.do(func() error { return setNames(r.Hostname, "") }); err != nil {
+		return nil, err
+	}
+	return api.IdentifyResult{OutputEnd: first.journal.length()}, nil
 }
 
 func checkIdentity(r *api.IdentifyRequest) error {

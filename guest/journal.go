@@ -149,6 +149,13 @@ func (j *journal) begin(at uint64, left bool) (uint64, error) {
 	return at, nil
 }
 
+// length is the offset after all that was written so far.
+func (j *journal) length() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.end
+}
+
 // acknowledge forgets what is before offset at. An offset that has not been written yet is not believed.
 func (j *journal) acknowledge(at uint64) {
 	j.mu.Lock()

@@ -20,7 +20,6 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"sync"
@@ -122,14 +121,13 @@ func (s *Sandbox) bringUp(ctx context.Context, known wire.Token) error {
 	s.mu.Lock()
 	s.client = client
 	s.mu.Unlock()
-	seed, machineID := make([]byte, 64), make([]byte, 16)
+	seed := make([]byte, 64)
 	rand.Read(seed)
-	rand.Read(machineID)
 	r := api.ConfigureRequest{
 		Hostname:  s.config.Hostname,
 		UnixNanos: time.Now().UnixNano(),
 		Seed:      seed,
-		MachineID: hex.EncodeToString(machineID),
+		MachineID: NewMachineID(),
 	}
 	if known != s.config.Token {
 		r.Token = s.config.Token[:]

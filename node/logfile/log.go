@@ -230,7 +230,12 @@ func (l *Log) Append(stream byte, data []byte, at time.Time, nextOffset uint64) 
 
 // Restart says that the container's next process begins: its journal starts again at offset 0, its output on a new
 // line. Errors: as Append.
-func (l *Log) Restart(at time.Time) error { return l.append(markerStream, nil, at, 0) }
+func (l *Log) Restart(at time.Time) error { return l.RestartAt(at, 0) }
+
+// RestartAt is Restart for a process whose journal is at an offset already.
+func (l *Log) RestartAt(at time.Time, offset uint64) error {
+	return l.append(markerStream, nil, at, offset)
+}
 
 func (l *Log) append(stream byte, data []byte, at time.Time, nextOffset uint64) error {
 	l.mu.Lock()

@@ -12,6 +12,7 @@ import (
 type guestContainer struct {
 	id        string
 	request   api.CreateRequest
+	frozen    bool
 	processes map[string]*Process // by exec id; "" is the first one
 }
 
@@ -60,8 +61,21 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 			return nil, nil, err
 		}
 		return nil, nil, m.configure(r)
-	case api.MethodShutdown, api.MethodResize, api.MethodFreeze, api.MethodUpdate:
+	case api.MethodShutdown, api.MethodResize, api.MethodUpdate:
 		return nil, nil, nil
+	case api.MethodFreeze:
+		var r api.FreezeRequest
+		if err := call.Params(&r); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, m.freeze(r)
+	case api.MethodIdentify:
+		var r api.IdentifyRequest
+		if err := call.Params(&r); err != nil {
+			return nil, nil, err
+		}
+		result, err := m.identify(r)
+		return result, nil, err
 	case api.MethodCreate:
 		var r api.CreateRequest
 		if err := call.Params(&r); err != nil {
@@ -168,15 +182,29 @@ func (m *Machine) start(id, exec string, args []string, stdin bool) error {
 		p.stdin.Close()
 	}
 	c.processes[exec] = p
-	go func() {
-		code := program(p)
-		p.exit(code)
-		if exec == "" {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			c.kill() // the kernel ends what is left in the PID namespace
-		}
-	}()
+	go m.run(c, exec, p, program)
+	return nil
+}
+
+// run runs a process to its end.
+func (m *Machine) run(c *guestContainer, exec string, p *Process, program func(*Process) int) {
+	code := program(p)
+	p.exit(code)
+	if exec == "" {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		c.kill() // the kernel ends what is left in the PID namespace
+	}
+}
+
+func (m *Machine) freeze(r api.FreezeRequest) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.containers[r.ID]
+	if c == nil {
+		return api.Errorf(api.CodeNotFound, "no container %s", r.ID)
+	}
+	c.frozen = r.Frozen
 	return nil
 }
 

@@ -28,8 +28,8 @@ type Driver struct {
 	fault    func(*Machine, *wire.Call) bool
 	refuse   error
 	lost     error
-	// unrestorable is FailRestore's.
-	unrestorable error
+	// unrestorable is FailRestore's, uncheckpointed FailCheckpoint's, unwritten FailWrite's.
+	unrestorable, uncheckpointed, unwritten error
 	// kills is what Kill waits for, if not nil.
 	kills chan struct{}
 }
@@ -142,6 +142,7 @@ type Machine struct {
 	containers map[string]*guestContainer
 	disks      map[string]bool // plugged, by serial
 	identity   api.ConfigureRequest
+	identified []api.IdentifyRequest
 	paused     chan struct{} // closed by Resume; nil when not paused
 	polite     bool          // ended by Shutdown
 	ended      bool

@@ -1,6 +1,7 @@
 package sandboxtest
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -16,6 +17,8 @@ type Process struct {
 	Args    []string
 	Stdin   io.Reader
 	Signals <-chan int // all but SIGKILL, which ends it at once
+	// Restored: it was saved while it ran, and goes on with the Memory it had.
+	Restored bool
 
 	stdin   *io.PipeWriter
 	signals chan int
@@ -23,6 +26,7 @@ type Process struct {
 	mu      sync.Mutex
 	out     []byte // the journal: framed records
 	acked   uint64
+	memory  string
 	changed chan struct{}
 	over    bool
 	code    int
@@ -143,6 +147,7 @@ func (p *Process) acknowledge(at uint64) {
 //	deaf                runs until SIGKILL
 //	cat                 copies its input to its output
 //	lines N             prints 1 to N, then runs as sleep does
+//	remember            takes each line of its input into its memory and prints it; restored it first prints what it remembers
 func Basic() map[string]func(*Process) int {
 	untilSignal := func(p *Process) int {
 		select {
@@ -173,6 +178,17 @@ func Basic() map[string]func(*Process) int {
 			}
 			for i := range n {
 				p.Print(api.Stdout, fmt.Sprintf("%d\n", i+1))
+			}
+			return untilSignal(p)
+		},
+		"remember": func(p *Process) int {
+			if p.Restored {
+				p.Print(api.Stdout, "remembered "+p.Memory()+"\n")
+			}
+			lines := bufio.NewScanner(p.Stdin)
+			for lines.Scan() {
+				p.Remember(lines.Text())
+				p.Print(api.Stdout, lines.Text()+"\n")
 			}
 			return untilSignal(p)
 		},

@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/vm"
@@ -35,17 +37,21 @@ func (d *Driver) Load(_ context.Context, dir string) (vm.Saved, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(b)
-	return &saved{d, hex.EncodeToString(sum[:])}, nil
+	return &saved{driver: d, text: b}, nil
 }
 
+// saved is a saved machine; text is savedText, or an image as JSON.
 type saved struct {
 	driver *Driver
-	digest string
+	text   []byte
 }
 
-func (s *saved) Digest() string { return s.digest }
-func (*saved) Close() error     { return nil }
+func (s *saved) Digest() string {
+	sum := sha256.Sum256(s.text)
+	return hex.EncodeToString(sum[:])
+}
+
+func (*saved) Close() error { return nil }
 
 func (s *saved) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 	s.driver.mu.Lock()
@@ -54,7 +60,18 @@ func (s *saved) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.driver.Start(ctx, c)
+	var i image
+	if json.Unmarshal(s.text, &i) != nil { // one without containers
+		return s.driver.Start(ctx, c)
+	}
+	if !slices.EqualFunc(i.Disks, c.Disks, func(a, b vm.Disk) bool { return a.Serial == b.Serial && a.ReadOnly == b.ReadOnly }) {
+		return nil, fmt.Errorf("%w: Disks: %v were saved, not %v", vm.ErrInvalid, i.Disks, c.Disks)
+	}
+	machine, err := s.driver.Start(ctx, c)
+	if err == nil {
+		machine.(*Machine).revive(i)
+	}
+	return machine, err
 }
 
 // Snapshot implements vm.Snapshotter.

@@ -1,0 +1,70 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// Checkpoint saves the sandbox, with its disks and its containers, while it goes on. still is called while the machine
+// stands still, to copy the disks; pause says for how long it stood. Processes in it see none of this but a gap in time;
+// to keep those of a container from running in a copy before they are told who they are, freeze it before.
+// Unsupported drivers answer an api.CodeUnsupported error.
+func (s *Sandbox) Checkpoint(ctx context.Context, still func(context.Context) error) (saved vm.Saved, pause time.Duration, err error) {
+	v, ok := s.vm.(vm.Checkpointer)
+	if !ok {
+		return nil, 0, api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot save a machine that runs")
+	}
+	saved, pause, err = v.Checkpoint(ctx, still)
+	if err != nil {
+		return nil, pause, fmt.Errorf("save virtual machine: %w", err)
+	}
+	return saved, pause, nil
+}
+
+// Identify makes a container of a restored sandbox another one: see api.IdentifyRequest.
+func (s *Sandbox) Identify(ctx context.Context, r api.IdentifyRequest) (result api.IdentifyResult, err error) {
+	err = s.call(ctx, api.MethodIdentify, r, &result)
+	return result, err
+}
+
+// NewBootID returns a fresh UUID.
+func NewBootID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	h := hex.EncodeToString(b[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// NewMachineID returns a fresh machine id.
+func NewMachineID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// SetClock sets the guest's clock to the host's, which a machine that stood still has fallen behind.
+func (s *Sandbox) SetClock(ctx context.Context) error {
+	return s.call(ctx, api.MethodConfigure, api.ConfigureRequest{UnixNanos: time.Now().UnixNano()}, nil)
+}
+
+// writer is saved state that can be put on a disk.
+type writer interface {
+	Write(ctx context.Context, dir string) error
+}
+
+// Write puts saved state into dir, an existing directory, and syncs it: vm.Restorer.Load reads it again.
+func Write(ctx context.Context, saved vm.Saved, dir string) error {
+	w, ok := saved.(writer)
+	if !ok {
+		return errors.New("this virtual machine monitor cannot write what it has saved")
+	}
+	return w.Write(ctx, dir)
+}
