@@ -39,9 +39,11 @@ func (c *ctr) withFiles(ctx context.Context, do func(context.Context, *sandbox.S
 	c.op.Lock()
 	defer c.op.Unlock()
 	c.mu.Lock()
-	removing, r, running, stuck := c.removing, c.run, up(c.rec.Status), c.stuck
+	removing, r, running, stuck, hibernated := c.removing, c.run, up(c.rec.Status), c.stuck, c.rec.Hibernated
 	c.mu.Unlock()
 	switch {
+	case hibernated: // another kernel than the saved one must not change its disk
+		return conflict("container %s is hibernated: start it to reach its files", c.id)
 	case removing:
 		return notFound("No such container: %s", c.id)
 	case stuck != nil:

@@ -124,7 +124,7 @@ func (c *ctr) afterwards(rec record) {
 	keep := c.keep
 	c.mu.Unlock()
 	switch {
-	case rec.HostConfig.AutoRemove && !keep:
+	case rec.HostConfig.AutoRemove && !keep && !rec.Hibernated:
 		c.op.Lock()
 		defer c.op.Unlock()
 		if err := c.remove(); err != nil {
@@ -214,7 +214,7 @@ func (c *ctr) append(log *logfile.Log, o *sandbox.Output, stream byte, payload [
 
 // restartDue decides whether the restart policy wants another run. c.mu is held.
 func (c *ctr) restartDue() bool {
-	if c.rec.StoppedByUser || c.removing || c.rec.Removing {
+	if c.rec.StoppedByUser || c.removing || c.rec.Removing || c.rec.Hibernated {
 		return false
 	}
 	switch p := c.rec.HostConfig.RestartPolicy; p.Name {

@@ -183,6 +183,9 @@ func statusText(r record, health container.HealthStatus) string {
 	case container.StateRestarting:
 		return fmt.Sprintf("Restarting (%d) %s ago", r.ExitCode, since(r.Finished))
 	case container.StateExited:
+		if r.Hibernated {
+			return "Hibernated " + since(r.Finished) + " ago"
+		}
 		return fmt.Sprintf("Exited (%d) %s ago", r.ExitCode, since(r.Finished))
 	}
 	return "Created"

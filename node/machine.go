@@ -79,6 +79,21 @@ func (c *ctr) adopt(ctx context.Context, r *pool.Ready, config sandbox.Config, u
 
 // boot starts a VM of the container's own.
 func (c *ctr) boot(ctx context.Context, config sandbox.Config, undo *undoStack) (*sandbox.Sandbox, error) {
+	config, err := c.claim(config, undo)
+	if err != nil {
+		return nil, err
+	}
+	machine, err := sandbox.Start(ctx, c.node.options.Driver, config)
+	if err != nil {
+		return nil, err
+	}
+	undo.push("virtual machine", machine.Kill)
+	return machine, nil
+}
+
+// claim completes the description of a VM of the container's own: who it is, as whom and where it runs. It records that
+// there is one from now on.
+func (c *ctr) claim(config sandbox.Config, undo *undoStack) (sandbox.Config, error) {
 	n := c.node
 	uid := n.takeUID()
 	undo.push("user id", func() error { n.giveUID(uid); return nil })
@@ -87,18 +102,13 @@ func (c *ctr) boot(ctx context.Context, config sandbox.Config, undo *undoStack) 
 	config.VM.UID, config.VM.GID = uid, uid
 	undo.push("record", c.unrecordMachine)
 	if err := c.recordMachine(config); err != nil {
-		return nil, err
+		return config, err
 	}
 	undo.push("runtime directory", func() error { return os.RemoveAll(config.VM.Dir) })
 	if err := os.MkdirAll(config.VM.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make runtime directory: %w", err)
+		return config, fmt.Errorf("make runtime directory: %w", err)
 	}
-	machine, err := sandbox.Start(ctx, n.options.Driver, config)
-	if err != nil {
-		return nil, err
-	}
-	undo.push("virtual machine", machine.Kill)
-	return machine, nil
+	return config, nil
 }
 
 // openPool opens the pool. Without it everything works, only slower: what keeps it from opening is logged.

@@ -4,7 +4,8 @@
 // # Where things are
 //
 //	Root/state.db              bbolt: one record per container
-//	Root/containers/ID/        scratch.ext4 (the container's writable disk), log/ (its output), execs/ (one file each)
+//	Root/containers/ID/        scratch.ext4 (the container's writable disk), log/ (its output), execs/ (one file each),
+//	                           state/ (what a hibernated one goes on from)
 //	Run/s/ID12/                the runtime directory of the container's VM, while there is one
 //
 // # One container's life
@@ -35,6 +36,7 @@ import (
 	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/pool"
+	"github.com/cradlevm/cradle/snapshot"
 	"github.com/cradlevm/cradle/vm"
 	"github.com/cradlevm/cradle/volume"
 )
@@ -62,6 +64,7 @@ type Node struct {
 	pool     *pool.Pool // nil when it could not be opened, or is not wanted
 	scratch  volume.Scratch
 	settings runspec.Settings
+	key      snapshot.Key // signs saved containers
 	events   *eventLog
 	started  time.Time
 
@@ -101,6 +104,9 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		events:   newEventLog(), started: time.Now(),
 		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]struct{}{},
 		leaving: map[*run]struct{}{},
+	}
+	if n.key, err = snapshot.OpenKey(filepath.Join(o.Root, "snapshot.key")); err != nil {
+		return nil, errors.Join(fmt.Errorf("open node: %w", err), st.Close())
 	}
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := n.recover(ctx); err != nil {

@@ -27,6 +27,7 @@ func (n *Node) recover(ctx context.Context) error {
 		return err
 	}
 	for _, rec := range records {
+		rec.Removing = rec.Removing || rec.Cloning
 		c := newCtr(n, rec)
 		c.removing = rec.Removing
 		n.containers[rec.ID] = c
@@ -60,6 +61,7 @@ func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 			return fmt.Errorf("hold image of container %s: %w", rec.ID, err)
 		}
 	}
+	c.recoverState(rec)
 	if rec.Sandbox == nil {
 		n.settle(c, false)
 		return nil
@@ -100,7 +102,7 @@ func (n *Node) reach(c *ctr, rec record) {
 
 // takeUp goes on with a container whose VM has been found again, or is nil and has gone.
 func (n *Node) takeUp(c *ctr, rec record, machine *sandbox.Sandbox) {
-	if machine != nil && !rec.Booting && !rec.Removing {
+	if machine != nil && !rec.Booting && !rec.Removing && !rec.Hibernated {
 		n.resume(c, machine)
 		return
 	}
@@ -126,6 +128,9 @@ func (n *Node) attach(ctx context.Context, rec record) (*sandbox.Sandbox, error)
 	machine, err := sandbox.Attach(ctx, n.options.Driver, *rec.Sandbox)
 	if err != nil {
 		return nil, err
+	}
+	if rec.Hibernated { // it is about to be ended, and its disk is not to change
+		return machine, nil
 	}
 	turn := machine.Resume
 	if rec.Status == container.StatePaused {
@@ -179,7 +184,9 @@ func (n *Node) settle(c *ctr, cut bool) {
 	if up(c.snapshot().Status) {
 		err := c.change(func(r *record) {
 			r.ExitCode, r.Finished = 137, n.started
-			r.Error = "its virtual machine ended while no daemon was running"
+			if !r.Hibernated {
+				r.Error = "its virtual machine ended while no daemon was running"
+			}
 			c.setEnded()
 		})
 		if err != nil {
@@ -188,7 +195,7 @@ func (n *Node) settle(c *ctr, cut bool) {
 	}
 	rec := c.snapshot()
 	switch {
-	case rec.Removing, rec.HostConfig.AutoRemove && (rec.Status == container.StateExited || cut):
+	case rec.Removing, rec.HostConfig.AutoRemove && !rec.Hibernated && (rec.Status == container.StateExited || cut):
 		c.op.Lock()
 		defer c.op.Unlock()
 		if err := c.remove(); err != nil {

@@ -44,11 +44,13 @@ func (n *Node) ContainerStart(ctx context.Context, name string) error {
 // held.
 func (c *ctr) start(ctx context.Context, restarts int) error {
 	c.mu.Lock()
-	status, removing, run, stuck := c.rec.Status, c.removing, c.run, c.stuck
+	status, removing, cloning, run, stuck := c.rec.Status, c.removing, c.rec.Cloning, c.run, c.stuck
 	c.mu.Unlock()
 	switch {
 	case removing:
 		return conflict("container is marked for removal and cannot be started")
+	case cloning:
+		return conflict("container %s is being cloned and starts by itself", c.id)
 	case status == container.StatePaused:
 		return conflict("cannot start a paused container, try unpause instead")
 	case status == container.StateRunning, status == container.StateRestarting && restarts == 0:
@@ -109,7 +111,7 @@ func (c *ctr) failed(err error) {
 	c.mu.Lock()
 	c.wake(false)
 	c.endAttachments()
-	auto := c.rec.HostConfig.AutoRemove
+	auto := c.rec.HostConfig.AutoRemove && !c.rec.Hibernated
 	c.mu.Unlock()
 	if auto {
 		if err := c.remove(); err != nil {
@@ -131,6 +133,16 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 			undo.run(n.options.Log.With("container", c.id))
 		}
 	}()
+	if rec.Hibernated {
+		machine, err := c.wakeHibernated(ctx, rec, steps, &undo)
+		if err == nil {
+			err = c.started(machine, restarts, steps, &undo)
+		}
+		if err == nil {
+			c.dropState()
+		}
+		return err
+	}
 	request, err := runspec.Create(rec.spec(), n.settings)
 	if err != nil {
 		return err
@@ -176,6 +188,7 @@ func (c *ctr) started(machine *sandbox.Sandbox, restarts int, steps *phases, und
 		rec.Status, rec.Started, rec.Finished = container.StateRunning, time.Now(), time.Time{}
 		rec.ExitCode, rec.Error, rec.OOMKilled = 0, "", false
 		rec.RestartCount, rec.StoppedByUser, rec.Booting = restarts, false, false
+		rec.Cloning, rec.Hibernated = false, false
 		c.run, c.keep = r, false
 		if restarts == 0 {
 			c.backoff = 0

@@ -54,6 +54,12 @@ type record struct {
 	Sandbox *sandbox.Config `json:",omitempty"`
 	Booting bool            `json:",omitempty"`
 
+	// Cloning: it is being made from another one that runs, and not yet there; a daemon that finds it so removes it.
+	Cloning bool `json:",omitempty"`
+
+	// Hibernated: its processes, with the machine they ran in, lie in its directory, to go on from there.
+	Hibernated bool `json:",omitempty"`
+
 	// Removing: its removal has begun, and is finished by whoever finds it so.
 	Removing bool `json:",omitempty"`
 }

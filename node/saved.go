@@ -1,0 +1,262 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/snapshot"
+	"github.com/cradlevm/cradle/vm"
+	"github.com/cradlevm/cradle/volume"
+)
+
+// scratchName is the name of a container's writable disk in its directory, and of its copy in a snapshot.
+const scratchName = "scratch.ext4"
+
+// savedRun is a container that was saved while it ran, in the midst of it: what another one, or itself later, goes on
+// from. The container in it stands still (sandbox.Freeze).
+type savedRun struct {
+	saved  vm.Saved
+	config sandbox.Config // of the VM that was saved; its token is the one that the saved agent knows
+	guest  string         // the id that the saved agent knows the container by
+}
+
+// form is what saved state depends on beside the machine's size and disks.
+type form struct {
+	Format   int    `json:"format"`
+	Protocol int    `json:"protocol"` // api.ProtocolVersion
+	Guest    string `json:"guest"`    // guestos.Guest.Digest
+	Monitor  string `json:"monitor"`  // vm.Restorer.StateVersion
+}
+
+// savedFormat changes with what is in a saved container, or what is expected of the guest in it.
+const savedFormat = 1
+
+// savedManifest describes a savedRun on disk. The scratch disk lies beside it, or where the container has it.
+type savedManifest struct {
+	Form    form           `json:"form"`
+	Config  sandbox.Config `json:"config"`
+	Guest   string         `json:"guest"`
+	Digest  string         `json:"digest"`  // vm.Saved.Digest
+	Scratch string         `json:"scratch"` // snapshot.Digest of the disk
+}
+
+// form is the form of what is saved and restored now.
+func (n *Node) form(ctx context.Context) (form, error) {
+	r, ok := n.options.Driver.(vm.Restorer)
+	if !ok {
+		return form{}, unsupported("this virtual machine monitor cannot restore")
+	}
+	version, err := r.StateVersion(ctx)
+	if err != nil {
+		return form{}, err
+	}
+	return form{Format: savedFormat, Protocol: api.ProtocolVersion, Guest: n.options.Guest.Digest, Monitor: version}, nil
+}
+
+// savable returns the run of a container that can be saved: it runs, and is not paused.
+func (c *ctr) savable() (*run, record, error) {
+	c.mu.Lock()
+	r, rec, removing := c.run, c.rec, c.removing
+	c.mu.Unlock()
+	switch {
+	case removing:
+		return nil, rec, notFound("No such container: %s", c.id)
+	case rec.Status == container.StatePaused:
+		return nil, rec, conflict("container %s is paused, unpause it first", c.id)
+	case r == nil || rec.Status != container.StateRunning || rec.Sandbox == nil:
+		return nil, rec, conflict("container %s is not running", c.id)
+	case len(rec.Sandbox.VM.NICs) > 0:
+		return nil, rec, unsupported("saving a container with a network is not supported yet")
+	}
+	return r, rec, nil
+}
+
+// checkpoint saves a container that runs and goes on. still copies its disk. pause is for how long its processes stood
+// still. op is held.
+func (c *ctr) checkpoint(ctx context.Context, r *run, rec record, still func(context.Context) error) (_ *savedRun, pause time.Duration, err error) {
+	c.still.mu.Lock()
+	defer c.still.mu.Unlock()
+	began := time.Now()
+	defer func() {
+		err = errors.Join(err, c.goOn(ctx, r))
+		pause = time.Since(began)
+		if e := r.vm.SetClock(context.WithoutCancel(ctx)); e != nil && err == nil {
+			c.node.options.Log.Warn("set the clock after a checkpoint", "container", c.id, "err", e)
+		}
+	}()
+	if err := r.vm.Freeze(ctx, c.id, true); err != nil {
+		return nil, 0, ending(c, err)
+	}
+	saved, _, err := r.vm.Checkpoint(ctx, still)
+	if err != nil {
+		return nil, 0, ending(c, err)
+	}
+	return &savedRun{saved: saved, config: *rec.Sandbox, guest: c.id}, 0, nil
+}
+
+// goOn lets the container's processes run again.
+func (c *ctr) goOn(ctx context.Context, r *run) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+	defer cancel()
+	if err := r.vm.Freeze(ctx, c.id, false); err != nil && !errors.Is(err, sandbox.ErrGone) {
+		return fmt.Errorf("let container %s go on: %w", c.id, err)
+	}
+	return nil
+}
+
+// ending puts the failure of a call on a container that is at its end into words.
+func ending(c *ctr, err error) error {
+	var answered *api.Error
+	gone := errors.Is(err, sandbox.ErrGone) || errors.Is(err, vm.ErrExited)
+	if gone || (errors.As(err, &answered) && answered.Code == api.CodeFailedPrecondition) {
+		return conflict("container %s is ending", c.id)
+	}
+	return err
+}
+
+// write puts a saved container, whose disk is at scratch, into a draft and returns its manifest.
+func (n *Node) write(ctx context.Context, s *savedRun, d *snapshot.Draft, scratch string) (savedManifest, error) {
+	f, err := n.form(ctx)
+	if err != nil {
+		return savedManifest{}, err
+	}
+	if err := sandbox.Write(ctx, s.saved, d.Dir); err != nil {
+		return savedManifest{}, fmt.Errorf("write saved state: %w", err)
+	}
+	if err := volume.Sync(scratch); err != nil {
+		return savedManifest{}, err
+	}
+	sum, err := snapshot.Digest(ctx, scratch)
+	if err != nil {
+		return savedManifest{}, err
+	}
+	return savedManifest{Form: f, Config: s.config, Guest: s.guest, Digest: s.saved.Digest(), Scratch: sum}, nil
+}
+
+// load reads the saved container that m describes, whose files are in dir and whose disk is at scratch, and checks all of
+// it.
+func (n *Node) load(ctx context.Context, m savedManifest, dir, scratch string) (*savedRun, error) {
+	f, err := n.form(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if m.Form != f {
+		return nil, conflict("it was saved with another version of cradle, its guest or the virtual machine monitor (%s, guest %.12s), not the present one (%s, guest %.12s)",
+			m.Form.Monitor, m.Form.Guest, f.Monitor, f.Guest)
+	}
+	sum, err := snapshot.Digest(ctx, scratch)
+	if err != nil {
+		return nil, err
+	}
+	if sum != m.Scratch {
+		return nil, conflict("its disk is damaged, or another one's: the digest is %s, not %s", sum, m.Scratch)
+	}
+	saved, err := n.options.Driver.(vm.Restorer).Load(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	if saved.Digest() != m.Digest {
+		return nil, errors.Join(conflict("its memory is damaged, or another one's: the digest is %s, not %s", saved.Digest(), m.Digest), saved.Close())
+	}
+	return &savedRun{saved: saved, config: m.Config, guest: m.Guest}, nil
+}
+
+// revival says how a container goes on from a savedRun.
+type revival struct {
+	// same: it is the one that was saved. Else it gets an identity of its own.
+	same bool
+	// all: its log begins with what of the output is left, not with what comes.
+	all bool
+}
+
+// revive restores the container's VM from what was saved, with the container's own disk, and lets the container in it go
+// on once it knows who it is. What undoes it is pushed.
+func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
+	n, rec := c.node, c.snapshot()
+	request, err := runspec.Create(rec.spec(), n.settings)
+	if err != nil {
+		return nil, err
+	}
+	config, _, err := c.prepare(ctx, rec, &request)
+	if err != nil {
+		return nil, err
+	}
+	config.VM.CPUs, config.VM.Memory = from.config.VM.CPUs, from.config.VM.Memory
+	if !slices.EqualFunc(config.VM.Disks, from.config.VM.Disks, sameDisk) {
+		return nil, conflict("the image of container %s is not the one it was saved with", c.id)
+	}
+	if config, err = c.claim(config, undo); err != nil {
+		return nil, err
+	}
+	steps.done("disks")
+	machine, err := sandbox.Restore(ctx, from.saved, config, from.config.Token)
+	if err != nil {
+		return nil, err
+	}
+	undo.push("virtual machine", machine.Kill)
+	steps.done("restore")
+	who := api.IdentifyRequest{ID: from.guest, NewID: c.id}
+	if !how.same {
+		who.Hostname, who.BootID, who.MachineID = rec.Config.Hostname, sandbox.NewBootID(), sandbox.NewMachineID()
+		for _, f := range request.Files {
+			if f.Path == "/etc/hostname" {
+				who.Files = append(who.Files, f)
+			}
+		}
+	}
+	known, err := machine.Identify(ctx, who)
+	if err != nil {
+		return nil, ending(c, err)
+	}
+	steps.done("identify")
+	if !how.same {
+		if err := c.beginLog(known.OutputEnd, how.all); err != nil {
+			return nil, err
+		}
+	}
+	if err := machine.Freeze(ctx, c.id, false); err != nil {
+		return nil, err
+	}
+	steps.done("go on")
+	return machine, nil
+}
+
+// sameDisk reports whether a restored VM can have a where the saved one had b: layers are the same files, the writable
+// disk is a copy.
+func sameDisk(a, b vm.Disk) bool {
+	return a.Serial == b.Serial && a.ReadOnly == b.ReadOnly && (!a.ReadOnly || filepath.Base(a.Path) == filepath.Base(b.Path))
+}
+
+// beginLog makes the log go on at an offset of the journal or, with all, at its beginning.
+func (c *ctr) beginLog(offset uint64, all bool) error {
+	log, err := c.openLog()
+	if err != nil || log == nil {
+		return err
+	}
+	if all {
+		offset = 0
+	}
+	if err := log.RestartAt(time.Now(), offset); err != nil {
+		return fmt.Errorf("begin log of container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// copyScratch gives the container a copy of the disk at from, in the place of the one it may have.
+func (c *ctr) copyScratch(ctx context.Context, from string) error {
+	to := filepath.Join(c.dir(), scratchName)
+	if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return volume.Copy(ctx, from, to)
+}
