@@ -13,6 +13,7 @@ type guestContainer struct {
 	id        string
 	request   api.CreateRequest
 	frozen    bool
+	thaw      func()              // begins the process of a restored one; nil once done
 	processes map[string]*Process // by exec id; "" is the first one
 }
 
@@ -205,6 +206,10 @@ func (m *Machine) freeze(r api.FreezeRequest) error {
 		return api.Errorf(api.CodeNotFound, "no container %s", r.ID)
 	}
 	c.frozen = r.Frozen
+	if !r.Frozen && c.thaw != nil {
+		c.thaw()
+		c.thaw = nil
+	}
 	return nil
 }
 

@@ -109,8 +109,14 @@ func (m *Machine) revive(i image) {
 		p := newProcess(one.Request.Spec.Process.Args)
 		p.memory, p.out, p.acked, p.Restored = one.Memory, one.Out, one.Acked, true
 		c.processes[""] = p
-		if one.Running {
-			go m.run(c, "", p, m.driver.Programs[p.Args[0]])
+		begin := func() { go m.run(c, "", p, m.driver.Programs[p.Args[0]]) }
+		switch {
+		case !one.Running:
+			p.exit(0)
+		case one.Frozen:
+			c.thaw = begin
+		default:
+			begin()
 		}
 	}
 }

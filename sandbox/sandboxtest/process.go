@@ -211,3 +211,6 @@ func (p *Process) Unacknowledged() int {
 	defer p.mu.Unlock()
 	return len(p.out) - int(p.acked)
 }
+
+// Exit ends the process as if it had done so itself.
+func (p *Process) Exit(code int) { p.exit(code) }

@@ -1,0 +1,364 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
+	"github.com/cradlevm/cradle/sandbox/sandboxtest"
+)
+
+// A hibernated container has no machine, and goes on from where it was, also under another daemon.
+func TestHibernate(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		id := h.remembering("one", "42", autoRemove)
+		waiting := h.waiting("one", container.WaitConditionNotRunning)
+		if err := h.ContainerSaveState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+		if code := h.result(waiting); code != 137 {
+			t.Errorf("the wait says %d", code)
+		}
+		h.wantState("one", container.StateExited, 137)
+		h.noMachine()
+		if h.Busy() {
+			t.Error("it keeps the daemon")
+		}
+		_, err := h.ContainerClone(ctx, "one", CloneOptions{Count: 1})
+		wantConflict(t, err)
+		wantConflict(t, h.ContainerSaveState(ctx, "one"))
+		if _, err := h.ContainerStatPath(ctx, "one", "/"); err == nil || !strings.Contains(err.Error(), "hibernated") {
+			t.Errorf("its files: %v", err)
+		}
+		for range 3 {
+			h.restart()
+			h.wantState("one", container.StateExited, 137)
+		}
+		h.start("one")
+		synctest.Wait()
+		h.wantState("one", container.StateRunning, 0)
+		if got := h.output("one"); got != "before\nremembered 42\n" {
+			t.Errorf("it says %q", got)
+		}
+		m := h.driver.Machine(id)
+		if who := m.Identified(); len(who) != 1 || who[0].Hostname+who[0].BootID+who[0].MachineID != "" {
+			t.Errorf("it is told to be another one: %+v", who)
+		}
+		if m.Identity().UnixNanos == 0 || m.Frozen(id) {
+			t.Error("it has no time, or stands still")
+		}
+		if left := h.stateFiles(id); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+		// And again; now it goes for good.
+		if err := h.ContainerSaveState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.ContainerRestoreState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+		wantConflict(t, h.ContainerRestoreState(ctx, "one"))
+		if err := h.ContainerSaveState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.ContainerRemove(ctx, "one", false, false); err != nil {
+			t.Fatal(err)
+		}
+		h.empty()
+	})
+}
+
+// stateFiles is what there is of a container's saved state, finished or not.
+func (h *house) stateFiles(id string) []string {
+	h.t.Helper()
+	entries, err := os.ReadDir(h.path("root", "containers", id))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		if e.Name() != scratchName && e.Name() != "log" {
+			out = append(out, e.Name())
+		}
+	}
+	return out
+}
+
+// Whatever step of the saving fails, the container goes on and nothing of its state is left.
+func TestHibernateFails(t *testing.T) {
+	fail := func(_ *sandboxtest.Machine, c *wire.Call) { c.Fail(api.Errorf(api.CodeInternal, "no way")) }
+	for name, set := range map[string]func(h *house, id string){
+		"freeze":        func(h *house, _ string) { h.driver.Fault(onFrozen(fail)) },
+		"checkpoint":    func(h *house, _ string) { h.driver.FailCheckpoint(errors.New("no way")) },
+		"no space left": func(h *house, _ string) { h.driver.FailWrite(os.ErrInvalid) },
+		"disk": func(h *house, id string) {
+			disk := h.path("root", "containers", id, scratchName)
+			if err := os.Rename(disk, disk+".away"); err != nil {
+				h.t.Fatal(err)
+			}
+		},
+		"the place is taken": func(h *house, id string) {
+			state := h.path("root", "containers", id, "state")
+			if err := os.MkdirAll(filepath.Join(state, "x"), 0o700); err != nil {
+				h.t.Fatal(err)
+			}
+			h.driver.FailWrite(errors.New("no way"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				id := h.remembering("one", "42")
+				set(h, id)
+				if err := h.ContainerSaveState(context.Background(), "one"); err == nil {
+					t.Error("it works")
+				}
+				h.driver.Fault(nil)
+				h.driver.FailCheckpoint(nil)
+				h.driver.FailWrite(nil)
+				synctest.Wait()
+				h.wantState("one", container.StateRunning, 0)
+				if m := h.driver.Machine(id); m == nil || m.Frozen(id) || m.Paused() {
+					t.Error("it stands still")
+				}
+				disk := h.path("root", "containers", id, scratchName)
+				if _, err := os.Stat(disk + ".away"); err == nil {
+					if err := os.Rename(disk+".away", disk); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if left := h.stateFiles(id); len(left) > 0 && name != "the place is taken" {
+					t.Errorf("left: %v", left)
+				}
+				if err := h.ContainerSaveState(context.Background(), "one"); err != nil {
+					t.Errorf("the next time: %v", err)
+				}
+				h.start("one")
+			})
+		})
+	}
+}
+
+// State that was damaged, cut, swapped or saved by another version is refused; it can be discarded.
+func TestDamagedState(t *testing.T) {
+	for name, damage := range map[string]func(t *testing.T, dir, other string){
+		"manifest gone": func(t *testing.T, dir, _ string) { remove(t, filepath.Join(dir, "state", "manifest")) },
+		"manifest cut":  func(t *testing.T, dir, _ string) { truncate(t, filepath.Join(dir, "state", "manifest")) },
+		"manifest of another": func(t *testing.T, dir, other string) {
+			replace(t, filepath.Join(dir, "state", "manifest"), filepath.Join(other, "state", "manifest"))
+		},
+		"memory flipped": func(t *testing.T, dir, _ string) { flip(t, filepath.Join(dir, "state", "saved")) },
+		"memory cut":     func(t *testing.T, dir, _ string) { truncate(t, filepath.Join(dir, "state", "saved")) },
+		"memory of another": func(t *testing.T, dir, other string) {
+			replace(t, filepath.Join(dir, "state", "saved"), filepath.Join(other, "state", "saved"))
+		},
+		"disk flipped": func(t *testing.T, dir, _ string) { flip(t, filepath.Join(dir, scratchName)) },
+		"disk cut":     func(t *testing.T, dir, _ string) { truncate(t, filepath.Join(dir, scratchName)) },
+		"disk of another": func(t *testing.T, dir, other string) {
+			replace(t, filepath.Join(dir, scratchName), filepath.Join(other, scratchName))
+		},
+		"all gone": func(t *testing.T, dir, _ string) {
+			if err := os.RemoveAll(filepath.Join(dir, "state")); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				ctx := context.Background()
+				one, other := h.remembering("one", "42"), h.remembering("other", "43")
+				for _, id := range []string{one, other} {
+					if err := h.ContainerSaveState(ctx, id); err != nil {
+						t.Fatal(err)
+					}
+				}
+				damage(t, h.path("root", "containers", one), h.path("root", "containers", other))
+				if err := h.ContainerStart(ctx, "one"); err == nil {
+					t.Fatal("it starts")
+				}
+				h.noMachine()
+				h.wantState("one", container.StateExited, 128)
+				if err := h.ContainerDiscardState(ctx, "one"); err != nil {
+					t.Fatal(err)
+				}
+				wantConflict(t, h.ContainerDiscardState(ctx, "one"))
+				h.start("one")
+				synctest.Wait()
+				if strings.Contains(h.output("one"), "remembered") {
+					t.Error("it remembers")
+				}
+			})
+		})
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func truncate(t *testing.T, path string) {
+	t.Helper()
+	fi, err := os.Stat(path)
+	if err == nil {
+		err = os.Truncate(path, fi.Size()/2)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func flip(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], 20); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 0x10
+	if _, err := f.WriteAt(b[:], 20); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func replace(t *testing.T, path, with string) {
+	t.Helper()
+	if err := os.Rename(with, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A restore that fails can be tried again: neither state nor disk are touched.
+func TestRestoreFails(t *testing.T) {
+	fail := func(_ *sandboxtest.Machine, c *wire.Call) { c.Fail(api.Errorf(api.CodeInternal, "no way")) }
+	for name, set := range map[string]func(d *sandboxtest.Driver){
+		"restore":   func(d *sandboxtest.Driver) { d.FailRestore(errors.New("no way")) },
+		"configure": func(d *sandboxtest.Driver) { d.Fault(on(api.MethodConfigure, fail)) },
+		"identity":  func(d *sandboxtest.Driver) { d.Fault(on(api.MethodIdentify, fail)) },
+		"go on":     func(d *sandboxtest.Driver) { d.Fault(on(api.MethodFreeze, fail)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				ctx := context.Background()
+				id := h.remembering("one", "42", autoRemove)
+				if err := h.ContainerSaveState(ctx, "one"); err != nil {
+					t.Fatal(err)
+				}
+				set(h.driver)
+				for range 2 {
+					if err := h.ContainerStart(ctx, "one"); err == nil {
+						t.Fatal("it starts")
+					}
+					h.noMachine()
+				}
+				h.driver.FailRestore(nil)
+				h.driver.Fault(nil)
+				h.start("one")
+				synctest.Wait()
+				if got := h.output("one"); got != "before\nremembered 42\n" {
+					t.Errorf("it says %q", got)
+				}
+				if got := h.onDisk(id, 2); got != "42" {
+					t.Errorf("it has %q on its disk", got)
+				}
+			})
+		})
+	}
+}
+
+// Wherever a daemon dies between running and hibernated, in either direction, the next one finds one of the two, whole.
+func TestCrashWhileHibernating(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		id := h.remembering("one", "42")
+		dir := h.path("root", "containers", id)
+
+		// In mid-save: a draft, or all of the state, is there; the record is not. The machine stands still.
+		for _, left := range []string{".new-1", "state"} {
+			m := h.driver.Machine(id)
+			if err := m.Pause(ctx); err != nil {
+				t.Fatal(err)
+			}
+			h.crash()
+			if err := os.MkdirAll(filepath.Join(dir, left), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			h.open()
+			synctest.Wait()
+			h.wantState("one", container.StateRunning, 0)
+			if m.Paused() || m.Frozen(id) {
+				t.Errorf("%s: it stands still", left)
+			}
+			if found := h.stateFiles(id); len(found) > 0 {
+				t.Errorf("%s: left: %v", left, found)
+			}
+		}
+
+		// After the record, before the machine's end.
+		if err := h.ContainerSaveState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+		h.start("one")
+		synctest.Wait()
+		running := h.find1(id).snapshot()
+		if err := h.ContainerSaveState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+		h.crash()
+		if err := os.MkdirAll(running.Sandbox.VM.Dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.driver.Start(ctx, running.Sandbox.VM); err != nil {
+			t.Fatal(err)
+		}
+		h.write(id, func(r *record) { r.Status, r.Sandbox = container.StateRunning, running.Sandbox })
+		h.open()
+		synctest.Wait()
+		h.noMachine()
+		h.wantState("one", container.StateExited, 137)
+
+		// In mid-restore: the disk is put aside, a copy is there that a machine has changed.
+		h.crash()
+		disk := filepath.Join(dir, scratchName)
+		if err := os.Rename(disk, filepath.Join(dir, "state", scratchName)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(disk, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h.write(id, booting)
+		h.open()
+		synctest.Wait()
+		h.start("one")
+		synctest.Wait()
+		if got := h.onDisk(id, 2); got != "42" {
+			t.Errorf("it has %q on its disk", got)
+		}
+		if got := h.output("one"); !strings.HasSuffix(got, "remembered 42\n") {
+			t.Errorf("it says %q", got)
+		}
+	})
+}
+
+func (h *house) find1(id string) *ctr {
+	h.t.Helper()
+	c, err := h.find(id)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return c
+}
