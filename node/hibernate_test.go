@@ -86,7 +86,7 @@ func (h *house) stateFiles(id string) []string {
 	}
 	var out []string
 	for _, e := range entries {
-		if e.Name() != scratchName && e.Name() != "log" {
+		if e.Name() != scratchName && e.Name() != "log" && e.Name() != "execs" {
 			out = append(out, e.Name())
 		}
 	}

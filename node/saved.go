@@ -75,8 +75,8 @@ func (c *ctr) savable() (*run, record, error) {
 		return nil, rec, conflict("container %s is paused, unpause it first", c.id)
 	case r == nil || rec.Status != container.StateRunning || rec.Sandbox == nil:
 		return nil, rec, conflict("container %s is not running", c.id)
-	case len(rec.Sandbox.VM.NICs) > 0:
-		return nil, rec, unsupported("saving a container with a network is not supported yet")
+	case slices.ContainsFunc(rec.Sandbox.VM.NICs, func(nic vm.NIC) bool { return nic != vm.NIC{} }):
+		return nil, rec, unsupported("saving a container that is in a network is not supported yet")
 	}
 	return r, rec, nil
 }
@@ -192,6 +192,7 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 		return nil, err
 	}
 	config.VM.CPUs, config.VM.Memory = from.config.VM.CPUs, from.config.VM.Memory
+	config.VM.NICs = make([]vm.NIC, len(from.config.VM.NICs))
 	if !slices.EqualFunc(config.VM.Disks, from.config.VM.Disks, sameDisk) {
 		return nil, conflict("the image of container %s is not the one it was saved with", c.id)
 	}

@@ -388,7 +388,7 @@ func (c *ctr) remove() error {
 		return nil
 	}
 	c.removing = true
-	auto := c.rec.HostConfig.AutoRemove
+	auto := c.rec.HostConfig.AutoRemove && !c.rec.Hibernated
 	c.mu.Unlock()
 	if !auto { // the next daemon removes an ended container of that kind anyhow
 		if err := c.change(func(r *record) { r.Removing = true }); err != nil {

@@ -53,7 +53,7 @@ func (c *ctr) vanish(r *run, status api.ExitStatus) bool {
 func (c *ctr) unrecord(r *run, status api.ExitStatus) (killed <-chan struct{}, ok bool) {
 	n := c.node
 	c.mu.Lock()
-	if !c.rec.HostConfig.AutoRemove || c.keep || c.removing || c.removed {
+	if !c.rec.HostConfig.AutoRemove || c.rec.Hibernated || c.keep || c.removing || c.removed {
 		c.mu.Unlock()
 		return nil, false
 	}

@@ -54,6 +54,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	extra.Handle("POST /cradle/v1/summon", summonHandler(n))
 	extra.Handle("GET /cradle/v1/pool", poolHandler(n))
 	extra.Handle("POST /cradle/v1/pool", poolChangeHandler(n))
+	addSavedHandlers(extra, n)
 	return &service{
 		Handler: dockerapi.New(n, dockerapi.Options{
 			Version: c.Version, Log: c.Log, Extra: map[string]http.Handler{"/cradle/v1/": extra},

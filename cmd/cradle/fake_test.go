@@ -159,6 +159,12 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/cradle/v1/reset":
 		f.reset()
 		w.WriteHeader(http.StatusNoContent)
+	case strings.HasPrefix(path, "/cradle/v1/containers/gone/"):
+		fail(http.StatusNotFound, "No such container: gone")
+	case path == "/cradle/v1/containers/redis/clone":
+		answer(map[string]any{"IDs": []string{id + "-" + r.URL.Query().Encode()}})
+	case strings.HasSuffix(path, "-state"):
+		w.WriteHeader(http.StatusNoContent)
 	case path == "/cradle/v1/summon" && f.Summoned == nil:
 		fail(http.StatusNotFound, "No such image: "+r.URL.Query().Get("image"))
 	case path == "/cradle/v1/summon":
