@@ -10,9 +10,9 @@
 //	guest → host   one Response frame
 //	               then, for the streaming methods only, raw bytes both ways
 //
-// A frame is a 4-byte big-endian length followed by that many bytes of JSON, MaxMessage at most. A request
-// names its method (the Method constants); its parameters and the response's result are the types of this
-// file. Everything the guest sends is hostile: the host bounds it, checks it, and never acts on a name or
+// A frame is a 4-byte big-endian length followed by that many bytes, MaxMessage at most: a response's are JSON, a
+// request's as package wire says. A request names its method (the Method constants); its parameters, JSON but for their
+// attachment, and the response's result are the types of this file. Everything the guest sends is hostile: the host bounds it, checks it, and never acts on a name or
 // path that came from the guest.
 //
 // # States
@@ -31,7 +31,7 @@ import (
 
 const (
 	// ProtocolVersion is compared for equality when a session opens. Raise it on every incompatible change.
-	ProtocolVersion = 2
+	ProtocolVersion = 3
 
 	// AgentPortName is the virtio-serial port that carries the agent protocol; in the guest it is found as
 	// /sys/class/virtio-ports/*/name.
@@ -159,8 +159,9 @@ type CreateRequest struct {
 	// GroupAdd are docker's --group-add, names or numbers.
 	GroupAdd []string `json:"groupAdd,omitempty"`
 	// Seccomp is the compiled classic BPF program (an array of struct sock_filter, little-endian) installed
-	// before the process starts; empty means none. Spec.Linux.Seccomp must be nil: the host compiles.
-	Seccomp []byte `json:"seccomp,omitempty"`
+	// before the process starts; empty means none. Spec.Linux.Seccomp must be nil: the host compiles. It is the
+	// request's attachment.
+	Seccomp []byte `json:"-"`
 	// Files are written before the container starts and bind-mounted over their paths: /etc/hosts,
 	// /etc/hostname, /etc/resolv.conf.
 	Files []File `json:"files,omitempty"`
@@ -172,6 +173,12 @@ type CreateRequest struct {
 	// StdinOpen: the process gets a pipe (or the terminal) fed by MethodStdin; otherwise /dev/null.
 	StdinOpen bool `json:"stdinOpen,omitempty"`
 }
+
+// Attachment returns the bytes of the request that travel beside its JSON.
+func (r CreateRequest) Attachment() []byte { return r.Seccomp }
+
+// Attach puts the attachment in its place.
+func (r *CreateRequest) Attach(b []byte) { r.Seccomp = b }
 
 // File is a small file that the host gives a container.
 type File struct {
@@ -187,9 +194,15 @@ type ExecRequest struct {
 	Process   *specs.Process `json:"process"`
 	User      string         `json:"user,omitempty"` // as CreateRequest.User; empty: Process.User
 	GroupAdd  []string       `json:"groupAdd,omitempty"`
-	Seccomp   []byte         `json:"seccomp,omitempty"`
+	Seccomp   []byte         `json:"-"` // as CreateRequest.Seccomp
 	StdinOpen bool           `json:"stdinOpen,omitempty"`
 }
+
+// Attachment returns the bytes of the request that travel beside its JSON.
+func (r ExecRequest) Attachment() []byte { return r.Seccomp }
+
+// Attach puts the attachment in its place.
+func (r *ExecRequest) Attach(b []byte) { r.Seccomp = b }
 
 // ProcessRef names a container's first process (Exec empty) or an exec.
 type ProcessRef struct {

@@ -249,15 +249,12 @@ type Call struct {
 	Context context.Context
 	Stream  *Stream
 
-	params json.RawMessage
+	request request
 }
 
 // Params decodes the call's parameters.
 func (c *Call) Params(into any) error {
-	if len(c.params) == 0 {
-		return nil
-	}
-	if err := json.Unmarshal(c.params, into); err != nil {
+	if err := c.request.decode(into); err != nil {
 		return api.Errorf(api.CodeInvalid, "%s: %w", c.Method, err)
 	}
 	return nil
@@ -306,11 +303,11 @@ func Serve(conn net.Conn, handle func(*Call)) error {
 		go func() {
 			defer calls.Done()
 			defer s.Close()
-			var req request
-			if readFrame(s, &req) != nil {
+			req, err := readRequest(s)
+			if err != nil {
 				return
 			}
-			handle(&Call{Method: req.Method, Context: ctx, Stream: &Stream{s, mux}, params: req.Params})
+			handle(&Call{Method: req.method, Context: ctx, Stream: &Stream{s, mux}, request: req})
 		}()
 	}
 }

@@ -118,13 +118,9 @@ func (c *Client) Call(ctx context.Context, method string, params, result any) er
 // Stream makes a call of a streaming method and returns its stream once the agent has agreed. The stream's
 // CloseWrite half-closes it. Close both ways when done.
 func (c *Client) Stream(ctx context.Context, method string, params, result any) (*Stream, error) {
-	req := request{Method: method}
-	if params != nil {
-		body, err := json.Marshal(params)
-		if err != nil {
-			return nil, fmt.Errorf("agent %s: %w", method, err)
-		}
-		req.Params = body
+	req, err := newRequest(method, params)
+	if err != nil {
+		return nil, fmt.Errorf("agent %s: %w", method, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("agent %s: %w", method, err)
@@ -142,7 +138,7 @@ func (c *Client) Stream(ctx context.Context, method string, params, result any) 
 		var o outcome
 		if o.stream, o.err = c.open(); o.err == nil {
 			opened <- o.stream
-			if o.err = writeFrame(o.stream, req); o.err == nil {
+			if o.err = req.write(o.stream); o.err == nil {
 				o.err = readFrame(o.stream, &o.resp)
 			}
 		}
@@ -161,7 +157,7 @@ func (c *Client) Stream(ctx context.Context, method string, params, result any) 
 		}()
 		return nil, fmt.Errorf("agent %s: %w", method, context.Cause(ctx))
 	}
-	err := o.err
+	err = o.err
 	if err == nil && o.resp.Error != nil {
 		o.resp.Error.Message = o.resp.Error.Message[:min(len(o.resp.Error.Message), maxErrorText)]
 		err = o.resp.Error

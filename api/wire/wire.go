@@ -49,12 +49,7 @@ var ErrSession = errors.New("agent session ended")
 // ErrVersion means that the agent speaks another version of the protocol.
 var ErrVersion = errors.New("agent speaks another protocol version")
 
-// request and response are the two frames of a call.
-type request struct {
-	Method string          `json:"method"`
-	Params json.RawMessage `json:"params,omitempty"`
-}
-
+// response is the frame that answers a request, JSON as a whole.
 type response struct {
 	Error  *api.Error      `json:"error,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
@@ -75,22 +70,40 @@ func writeFrame(w io.Writer, v any) error {
 	return err
 }
 
-// readFrame reads one frame into v. It allocates as the bytes arrive, not by what the length claims.
-func readFrame(r io.Reader, v any) error {
+// atOnce is how long a frame may be for its memory to be taken at once, in bytes; that of a longer one grows as the bytes
+// arrive, for its length is only a claim.
+const atOnce = 64 << 10
+
+// readBody reads one frame's body.
+func readBody(r io.Reader) ([]byte, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return err
+		return nil, err
 	}
 	n := binary.BigEndian.Uint32(head[:])
 	if n > api.MaxMessage {
-		return fmt.Errorf("message of %d bytes is longer than the %d allowed", n, api.MaxMessage)
+		return nil, fmt.Errorf("message of %d bytes is longer than the %d allowed", n, api.MaxMessage)
+	}
+	if n <= atOnce {
+		body := make([]byte, n)
+		_, err := io.ReadFull(r, body)
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return body, err
 	}
 	body, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err == nil && len(body) != int(n) {
+		err = io.ErrUnexpectedEOF
+	}
+	return body, err
+}
+
+// readFrame reads one frame of JSON into v.
+func readFrame(r io.Reader, v any) error {
+	body, err := readBody(r)
 	if err != nil {
 		return err
-	}
-	if len(body) != int(n) {
-		return io.ErrUnexpectedEOF
 	}
 	return json.Unmarshal(body, v)
 }
