@@ -192,6 +192,7 @@ func (c *ctr) pump(ctx context.Context, r *run) error {
 			lost = c.append(log, o, stream, payload, lost)
 		}
 		c.deliver(r, framed)
+		r.phases.output()
 	})
 }
 

@@ -22,9 +22,9 @@ func (c *ctr) bringUp(ctx context.Context, config sandbox.Config, guest guestos.
 	if n.pool != nil && guest.Digest == n.options.Guest.Digest {
 		if r := n.pool.Take(ctx, pool.Class{CPUs: config.VM.CPUs, Memory: config.VM.Memory}); r != nil {
 			if r.Warm {
-				steps.done("take")
+				steps.done(wayTake)
 			} else {
-				steps.done("restore")
+				steps.done(wayRestore)
 			}
 			err := c.adopt(ctx, r, config, undo)
 			if err == nil {
@@ -38,7 +38,7 @@ func (c *ctr) bringUp(ctx context.Context, config sandbox.Config, guest guestos.
 	if err != nil {
 		return nil, fmt.Errorf("guest %s: %w", guest.Release, err)
 	}
-	steps.done("boot")
+	steps.done(wayBoot)
 	return machine, nil
 }
 

@@ -66,6 +66,7 @@ type Node struct {
 	settings runspec.Settings
 	key      snapshot.Key // signs saved containers
 	events   *eventLog
+	timings  *timings
 	started  time.Time
 
 	// running counts the goroutines that follow VMs; ctx ends them.
@@ -101,13 +102,14 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{
 		options: o, store: st, scratch: volume.Scratch{Dir: filepath.Join(o.Root, "scratch")},
 		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU(), Filters: runspec.NewFilters()},
-		events:   newEventLog(), started: time.Now(),
+		events:   newEventLog(), timings: newTimings(), started: time.Now(),
 		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]struct{}{},
 		leaving: map[*run]struct{}{},
 	}
 	if n.key, err = snapshot.OpenKey(filepath.Join(o.Root, "snapshot.key")); err != nil {
 		return nil, errors.Join(fmt.Errorf("open node: %w", err), st.Close())
 	}
+	n.timings.metrics.registry.MustRegister(newPoolMetrics(n.PoolStatus))
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := n.recover(ctx); err != nil {
 		return nil, errors.Join(err, n.Close())

@@ -17,6 +17,7 @@ import (
 	"github.com/cradlevm/cradle/guestos"
 	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/sandbox"
 	"github.com/cradlevm/cradle/vm"
 )
@@ -130,6 +131,7 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	var undo undoStack
 	defer func() {
 		if err != nil {
+			n.timings.metrics.failed.Inc()
 			undo.run(n.options.Log.With("container", c.id))
 		}
 	}()
@@ -204,6 +206,9 @@ func (c *ctr) started(machine *sandbox.Sandbox, restarts int, steps *phases, und
 	undo.forget()
 	steps.done("record")
 	steps.log(c.node.options.Log.With("container", c.id), "started")
+	if machine := c.snapshot().Sandbox; machine != nil {
+		c.node.timings.add(c.id, pool.Class{CPUs: machine.VM.CPUs, Memory: machine.VM.Memory}, steps)
+	}
 	c.node.running.Add(1)
 	go c.follow(r)
 	c.emit(events.ActionStart, nil)

@@ -53,6 +53,8 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	extra.Handle("POST /cradle/v1/reset", resetHandler(n, sync.OnceFunc(func() { close(ended) })))
 	extra.Handle("POST /cradle/v1/summon", summonHandler(n))
 	extra.Handle("GET /cradle/v1/pool", poolHandler(n))
+	extra.Handle("GET /cradle/v1/starts", startsHandler(n))
+	extra.Handle("GET /cradle/v1/metrics", n.Metrics())
 	extra.Handle("POST /cradle/v1/pool", poolChangeHandler(n))
 	addSavedHandlers(extra, n)
 	return &service{
@@ -82,6 +84,14 @@ func poolHandler(n *node.Node) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(n.PoolStatus())
+	})
+}
+
+// startsHandler tells how long the last starts took, or those of one container.
+func startsHandler(n *node.Node) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(n.Starts(r.URL.Query().Get("container")))
 	})
 }
 

@@ -27,11 +27,14 @@ type daemonDialer struct {
 
 	mu    sync.Mutex
 	spare net.Conn // proven to lead to a living daemon; the next dial takes it
+
+	timing  *timing // from the beginning: it costs nothing until it is watched
+	watched bool    // connections are
 }
 
 // newDaemonDialer finds the daemon: the flag, else CRADLE_HOST, else the socket in the runtime directory.
 func newDaemonDialer(flag string, getenv env) (*daemonDialer, error) {
-	d := &daemonDialer{host: flag, start: startDaemon}
+	d := &daemonDialer{host: flag, start: startDaemon, timing: newTiming()}
 	if d.host == "" {
 		d.host = getenv(envHost)
 	}
@@ -67,13 +70,37 @@ func newDaemonDialer(flag string, getenv env) (*daemonDialer, error) {
 // dial is the connection function of every client here.
 func (d *daemonDialer) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	d.mu.Lock()
-	conn := d.spare
+	conn, watched := d.spare, d.watched
 	d.spare = nil
 	d.mu.Unlock()
-	if conn != nil {
-		return conn, nil
+	if conn == nil {
+		var err error
+		if conn, err = new(net.Dialer).DialContext(ctx, d.network, d.address); err != nil {
+			return nil, err
+		}
 	}
-	return new(net.Dialer).DialContext(ctx, d.network, d.address)
+	if watched {
+		conn = d.timing.watch(conn)
+	}
+	return conn, nil
+}
+
+// watch has the connections that are made from now on watched.
+func (d *daemonDialer) watch() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.watched = true
+	if d.run == "" { // no daemon was looked for before
+		d.timing.mark("client")
+	}
+}
+
+// unwatch ends watch for new connections, and returns what was noted.
+func (d *daemonDialer) unwatch() *timing {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.watched = false
+	return d.timing
 }
 
 // ensure returns when a daemon answers, after starting one if none runs and it may. A daemon that was named
@@ -82,6 +109,8 @@ func (d *daemonDialer) ensure(ctx context.Context) error {
 	if d.run == "" {
 		return nil
 	}
+	d.timing.mark("client")
+	defer d.timing.mark("daemon")
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	conn, err := d.greet(ctx)

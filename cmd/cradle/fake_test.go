@@ -169,6 +169,11 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusNotFound, "No such image: "+r.URL.Query().Get("image"))
 	case path == "/cradle/v1/summon":
 		_, _ = w.Write(f.Summoned)
+	case path == "/cradle/v1/starts":
+		answer([]map[string]any{{
+			"container": r.URL.Query().Get("container"), "began": time.Now().Add(-time.Second), "way": "take",
+			"phases": []map[string]any{{"name": "create", "end": 1, "took": 1}, {"name": "run", "end": time.Second - 1, "took": time.Second - 2}},
+		}})
 	case path == "/cradle/v1/pool":
 		b, _ := io.ReadAll(r.Body)
 		f.mu.Lock()

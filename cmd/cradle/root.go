@@ -76,6 +76,7 @@ func newRoot(docker *command.DockerCli, args []string, daemon daemonFunc) (*cobr
 		return nil, nil, err
 	}
 	adjust(root)
+	timeRun(root, docker, d)
 	addOwnCommands(root, docker, d, daemon)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if needsDaemon(cmd) {
