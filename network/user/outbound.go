@@ -1,0 +1,245 @@
+package user
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// Bounds of what a guest may have open.
+const (
+	maxConns    = 1024             // connections and UDP flows of one guest together
+	dialLimit   = 30 * time.Second // for the host to connect
+	udpIdle     = 60 * time.Second // a flow in which nothing happens ends
+	dnsIdle     = 10 * time.Second
+	maxDatagram = 64 << 10
+	dnsPort     = 53
+)
+
+// acquire takes a place for a connection of the guest's; false when it has too many.
+func (p *Port) acquire() bool {
+	select {
+	case p.flows <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *Port) release() { <-p.flows }
+
+// whose tells which guest opens a flow, and where to.
+func (n *Network) whose(id stack.TransportEndpointID) (p *Port, to netip.AddrPort) {
+	return n.port(addrOf(id.RemoteAddress)), netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort)
+}
+
+// outTCP answers a guest's connection. It has a goroutine of its own.
+func (n *Network) outTCP(r *tcp.ForwarderRequest) {
+	p, to := n.whose(r.ID())
+	if p == nil || !p.acquire() {
+		r.Complete(true)
+		return
+	}
+	defer p.release()
+	if to == netip.AddrPortFrom(n.o.Gateway, dnsPort) && n.o.Resolve != nil {
+		if conn := accept(r); conn != nil {
+			p.serveDNS(conn)
+		}
+		return
+	}
+	target, ok := p.reach(to)
+	if !ok {
+		r.Complete(true)
+		return
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, dialLimit)
+	out, err := new(net.Dialer).DialContext(ctx, "tcp4", target.String())
+	cancel()
+	if err != nil {
+		r.Complete(true)
+		return
+	}
+	if in := accept(r); in != nil {
+		relay(p.ctx, in, out.(*net.TCPConn))
+	} else {
+		out.Close()
+	}
+}
+
+// accept completes the guest's handshake; nil when the guest has given up.
+func accept(r *tcp.ForwarderRequest) *gonet.TCPConn {
+	var q waiter.Queue
+	ep, err := r.CreateEndpoint(&q)
+	if err != nil {
+		r.Complete(true)
+		return nil
+	}
+	r.Complete(false)
+	return gonet.NewTCPConn(&q, ep)
+}
+
+// halfCloser is a connection whose directions end one by one.
+type halfCloser interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// relay carries bytes both ways until both directions have ended, one is broken, or ctx ends.
+func relay(ctx context.Context, a, b halfCloser) {
+	stop := context.AfterFunc(ctx, func() {
+		a.Close()
+		b.Close()
+	})
+	defer stop()
+	done := make(chan struct{})
+	carry := func(to, from halfCloser) {
+		if _, err := io.Copy(to, from); err != nil {
+			a.Close()
+			b.Close()
+			return
+		}
+		to.CloseWrite()
+	}
+	go func() {
+		defer close(done)
+		carry(a, b)
+	}()
+	carry(b, a)
+	<-done
+	a.Close()
+	b.Close()
+}
+
+// outUDP answers the first datagram of a guest's flow. It is called by the port's reader and must not wait.
+func (n *Network) outUDP(r *udp.ForwarderRequest) bool {
+	p, to := n.whose(r.ID())
+	if p == nil || !p.acquire() {
+		return true
+	}
+	dns := to == netip.AddrPortFrom(n.o.Gateway, dnsPort) && n.o.Resolve != nil
+	var out *net.UDPConn
+	if !dns {
+		target, ok := p.reach(to)
+		if !ok {
+			p.release()
+			return false // the stack answers that nobody is there
+		}
+		var err error
+		if out, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(target)); err != nil {
+			p.release()
+			return false
+		}
+	}
+	var q waiter.Queue
+	ep, err := r.CreateEndpoint(&q)
+	if err != nil {
+		p.release()
+		if out != nil {
+			out.Close()
+		}
+		return true
+	}
+	in := gonet.NewUDPConn(&q, ep)
+	n.work.Go(func() {
+		defer p.release()
+		if dns {
+			p.serveDNSFlow(in)
+			return
+		}
+		relayUDP(p.ctx, in, out)
+	})
+	return true
+}
+
+// relayUDP carries datagrams both ways until nothing has come for udpIdle.
+func relayUDP(ctx context.Context, a, b net.Conn) {
+	over := func() {
+		a.Close()
+		b.Close()
+	}
+	stop := context.AfterFunc(ctx, over)
+	defer stop()
+	alive := func() {
+		end := time.Now().Add(udpIdle)
+		a.SetReadDeadline(end)
+		b.SetReadDeadline(end)
+	}
+	alive()
+	done := make(chan struct{})
+	carry := func(to, from net.Conn) {
+		defer over()
+		buf := make([]byte, maxDatagram)
+		for {
+			k, err := from.Read(buf)
+			if err != nil {
+				return
+			}
+			if _, err := to.Write(buf[:k]); err != nil {
+				return
+			}
+			alive()
+		}
+	}
+	go func() {
+		defer close(done)
+		carry(a, b)
+	}()
+	carry(b, a)
+	<-done
+}
+
+// serveDNS answers queries over a connection: each message comes after its length (RFC 1035, 4.2.2).
+func (p *Port) serveDNS(conn net.Conn) {
+	defer conn.Close()
+	stop := context.AfterFunc(p.ctx, func() { conn.Close() })
+	defer stop()
+	for {
+		conn.SetDeadline(time.Now().Add(dnsIdle))
+		var length [2]byte
+		if _, err := io.ReadFull(conn, length[:]); err != nil {
+			return
+		}
+		query := make([]byte, binary.BigEndian.Uint16(length[:]))
+		if _, err := io.ReadFull(conn, query); err != nil {
+			return
+		}
+		answer, err := p.n.o.Resolve(p.ctx, p.guest.Addr, query)
+		if err != nil || len(answer) > 1<<16-1 {
+			return
+		}
+		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {
+			return
+		}
+	}
+}
+
+// serveDNSFlow answers the queries of one source port.
+func (p *Port) serveDNSFlow(conn net.Conn) {
+	defer conn.Close()
+	stop := context.AfterFunc(p.ctx, func() { conn.Close() })
+	defer stop()
+	buf := make([]byte, maxDatagram)
+	for {
+		conn.SetReadDeadline(time.Now().Add(dnsIdle))
+		k, err := conn.Read(buf)
+		if err != nil {
+			return
+		}
+		answer, err := p.n.o.Resolve(p.ctx, p.guest.Addr, buf[:k])
+		if err != nil {
+			continue // the guest asks again
+		}
+		if _, err := conn.Write(answer); err != nil {
+			return
+		}
+	}
+}
