@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -99,6 +100,9 @@ func expand(tx *bolt.Tx, ref string) (tags map[string][]string, id string, err e
 		}
 	}
 	id, key, err := lookup(tx, ref)
+	if errors.Is(err, ErrNotFound) {
+		err = noSuchImage(ref) // as it was said: all tags were looked for
+	}
 	if err != nil || key == "" || isDigestKey(key) {
 		return nil, id, err
 	}

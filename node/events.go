@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/events"
 
 	"github.com/cradlevm/cradle/dockerapi"
@@ -129,9 +130,6 @@ func (n *Node) Events(ctx context.Context, since, until time.Time, filters docke
 
 // matchesEvent applies docker's event filters: any value of a key, every key.
 func matchesEvent(m events.Message, filters dockerapi.Filters) bool {
-	actor := func(kind events.Type, values map[string]bool) bool {
-		return m.Type == kind && (anyPrefix(values, m.Actor.ID) || values[m.Actor.Attributes["name"]])
-	}
 	for key, values := range filters {
 		if len(values) == 0 {
 			continue
@@ -146,9 +144,10 @@ func matchesEvent(m events.Message, filters dockerapi.Filters) bool {
 		case "scope":
 			ok = values[m.Scope]
 		case "container":
-			ok = actor(events.ContainerEventType, values)
+			ok = m.Type == events.ContainerEventType &&
+				(anyPrefix(values, m.Actor.ID) || anyPrefix(values, m.Actor.Attributes["name"])) // the name's beginning too
 		case "image":
-			ok = actor(events.ImageEventType, values) || values[m.Actor.Attributes["image"]]
+			ok = matchesImage(m, values)
 		case "label":
 			ok = matchesLabels(m.Actor.Attributes, values)
 		default: // daemon, network, volume: this daemon has no such events
@@ -161,15 +160,33 @@ func matchesEvent(m events.Message, filters dockerapi.Filters) bool {
 	return true
 }
 
-// anyPrefix reports whether id begins with any of the values, which are at least 12 long as docker prints them or
-// whole.
+// anyPrefix reports whether an id or a name begins with any of the values.
 func anyPrefix(values map[string]bool, id string) bool {
 	for v := range maps.Keys(values) {
-		if len(v) >= 4 && strings.HasPrefix(id, v) {
+		if strings.HasPrefix(id, v) {
 			return true
 		}
 	}
 	return false
+}
+
+// matchesImage is docker's: an image's own events by its id or name, a container's by the name of its image, each with
+// or without a tag.
+func matchesImage(m events.Message, values map[string]bool) bool {
+	name := m.Actor.Attributes["image"]
+	if m.Type == events.ImageEventType {
+		name = m.Actor.Attributes["name"]
+	}
+	return values[m.Actor.ID] || values[name] || values[withoutTag(m.Actor.ID)] || values[withoutTag(name)]
+}
+
+// withoutTag is a name without its tag, or what is no name as it is.
+func withoutTag(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.FamiliarName(named)
 }
 
 // matchesLabels reports whether labels have every wanted "key" or "key=value".

@@ -101,7 +101,9 @@ func (n *Node) containerFilter(filters dockerapi.Filters) (func(*ctr, record) bo
 			any("network", func(v string) bool { return v == "none" }) &&
 			any("volume", func(v string) bool { _, ok := r.Config.Volumes[v]; return ok }) &&
 			any("publish", func(string) bool { return false }) &&
-			any("expose", func(v string) bool { return exposes(r.Config.ExposedPorts, v) }) &&
+			any("expose", func(v string) bool {
+				return !r.HostConfig.NetworkMode.IsNone() && exposes(r.Config.ExposedPorts, v) // nobody could reach them
+			}) &&
 			(before.IsZero() || r.Created.Before(before)) && (since.IsZero() || r.Created.After(since))
 	}, nil
 }

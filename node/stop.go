@@ -154,8 +154,9 @@ func (c *ctr) await(ctx context.Context, ch <-chan struct{}, limit time.Duration
 	return waitFor(ctx, ch, limit)
 }
 
-// kill ends the container with SIGKILL and, should even that not do, takes its VM away.
+// kill ends the container with SIGKILL, of which it tells, and, should even that not do, takes its VM away.
 func (c *ctr) kill(ctx context.Context, r *run) error {
+	c.emit(events.ActionKill, map[string]string{"signal": strconv.Itoa(int(unix.SIGKILL))})
 	if err := r.signal(ctx, c.process(), int(unix.SIGKILL)); err != nil && !errors.Is(err, sandbox.ErrGone) {
 		c.node.options.Log.Warn("send SIGKILL", "container", c.id, "err", err)
 	}
@@ -234,7 +235,7 @@ func (n *Node) ContainerKill(ctx context.Context, name, signal string) error {
 		return err
 	case r == nil: // it was between two runs
 	case sig == int(unix.SIGKILL):
-		err = c.kill(ctx, r)
+		return c.kill(ctx, r)
 	default:
 		err = r.signal(ctx, c.process(), sig)
 		var answered *api.Error
@@ -357,7 +358,8 @@ func (c *ctr) removeLocked(ctx context.Context, force bool) (err error) {
 	}()
 	if r != nil {
 		if alive {
-			// The container goes for good: its VM needs no polite end.
+			// The container goes for good: its VM needs no polite end. Docker's word for that is SIGKILL.
+			c.emit(events.ActionKill, map[string]string{"signal": strconv.Itoa(int(unix.SIGKILL))})
 			if err := r.vm.Kill(); err != nil {
 				return err
 			}

@@ -15,7 +15,8 @@ type LogOptions struct {
 }
 
 // Log reads HostConfig.LogConfig. json-file and local are the same here: bounded files that `logs` reads; of their
-// options max-size and max-file are honoured here, and what json-file tells of each line by LogDetails. Errors: ErrInvalidArgument, ErrNotImplemented.
+// options max-size and max-file are honoured here, and what json-file tells of each line by LogDetails. Errors:
+// ErrInvalidArgument, ErrNotImplemented.
 func Log(hc *container.HostConfig) (LogOptions, error) {
 	o := LogOptions{Driver: hc.LogConfig.Type}
 	switch o.Driver {
@@ -24,8 +25,10 @@ func Log(hc *container.HostConfig) (LogOptions, error) {
 	case "json-file", "local":
 	case "none": // its options mean nothing, and docker does not look at them
 		return o, nil
-	default:
+	case "awslogs", "etwlogs", "fluentd", "gcplogs", "gelf", "journald", "splunk", "syslog": // docker has these
 		return o, unsupported("the log driver %q (json-file, local and none are there; another one)", o.Driver)
+	default:
+		return o, invalid("error looking up logging plugin %s: plugin %q not found", o.Driver, o.Driver)
 	}
 	for key, value := range hc.LogConfig.Config {
 		if err := o.set(key, value); err != nil {

@@ -203,6 +203,7 @@ func lifeRows() []row {
 		{line: "logs plain"},
 		{line: "rm plain"},
 		{line: "run -d --network none --name stubborn busybox sh -c 'trap \"\" TERM; echo up; while :; do sleep 0.1; done'"},
+		{line: "restart -t 1 stubborn"},
 		{line: "stop -t 1 stubborn"},
 		{line: "inspect -f '{{.State.ExitCode}} {{.State.OOMKilled}} {{.State.Error}}' stubborn"},
 		{line: "rm -f stubborn"},
