@@ -46,7 +46,8 @@ func (d *Driver) StateVersion(context.Context) (string, error) {
 		}
 		host = string(bytes.Join(modelName.FindSubmatch(info), nil))
 	}
-	return fmt.Sprintf("%s; %s; %s; %s; %s", q.build, l.machine(), l.processor(), host, nicArg{}.args(0)), nil
+	// What the kernel was told at boot, it keeps.
+	return fmt.Sprintf("%s; %s; %s; %s; %s; %s", q.build, l.machine(), l.processor(), l.kernelWords(), host, nicArg{}.args(0)), nil
 }
 
 // saved is a loaded snapshot. The memory is a sealed file: QEMU opens it for reading and writing, as it must to get a
