@@ -113,6 +113,33 @@ func TestUnwritableRoot(t *testing.T) {
 	h.refused("permission denied")
 }
 
+// No daemon starts on a disk that may only be read, and nothing is lost by that.
+func TestReadOnlyDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	h := emptyHouse(t)
+	if err := syscall.Mount("tmpfs", h.path("root"), "tmpfs", 0, "size=16m"); err != nil {
+		t.Skip(err)
+	}
+	defer syscall.Unmount(h.path("root"), syscall.MNT_DETACH)
+	remount := func(flags uintptr) {
+		t.Helper()
+		if err := syscall.Mount("", h.path("root"), "", syscall.MS_REMOUNT|flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.open()
+	h.create("a", "sleep")
+	h.stop()
+	remount(syscall.MS_RDONLY)
+	h.refused("read-only file system")
+	remount(0)
+	h.open()
+	h.wantState("a", container.StateCreated, 0)
+	h.finish()
+}
+
 // On a full disk what runs can be stopped and removed; what is refused is refused whole.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {

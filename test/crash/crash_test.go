@@ -113,7 +113,7 @@ func TestKilledDaemons(t *testing.T) {
 
 // removeUnstarted removes what a `run --rm` leaves that was cut short between its create and its start: a container that
 // never ran, which the next daemon keeps as it keeps one made with `create --rm`.
-func removeUnstarted(h *house, most int) error {
+func removeUnstarted(h *crashing, most int) error {
 	out, err := h.must("", "ps", "-aq", "--filter", "status=created")
 	if err != nil {
 		return err
@@ -135,7 +135,7 @@ func steadyName(i int) string { return fmt.Sprintf("steady%d", i) }
 func steadyCode(i int) int { return 40 + i }
 
 // checkSteady stops a container that prints lines, and counts them.
-func checkSteady(h *house, i int) (int, error) {
+func checkSteady(h *crashing, i int) (int, error) {
 	name := steadyName(i)
 	if out, err := h.must("", "inspect", "-f", "{{.State.Status}} {{.State.Error}}", name); err != nil || out != "running" {
 		return 0, fmt.Errorf("%s before its stop: %q, %w", name, out, err)
@@ -179,7 +179,7 @@ func (t *tally) add(what string) {
 
 // guests is one worker that has containers come and go.
 type guests struct {
-	house          *house
+	house          *crashing
 	rand           *rand.Rand
 	worker, steady int
 	made           int

@@ -14,7 +14,7 @@ import (
 
 // call asks the daemon's API, as no command line does. A daemon is there: it runs, or is started. An answer of another
 // status than 2xx is an error, and killed says whether the call was cut short.
-func (h *house) call(method, path string, body, into any) (killed bool, err error) {
+func (h *crashing) call(method, path string, body, into any) (killed bool, err error) {
 	if r := h.do("version"); r.code != 0 {
 		return r.killed, fmt.Errorf("version: %+v", r)
 	}
@@ -23,7 +23,7 @@ func (h *house) call(method, path string, body, into any) (killed bool, err erro
 	return before%2 == 1 || h.gen.Load() != before, err
 }
 
-func (h *house) request(method, path string, body, into any) error {
+func (h *crashing) request(method, path string, body, into any) error {
 	raw, err := json.Marshal(body)
 	if err != nil {
 		return err
@@ -36,7 +36,7 @@ func (h *house) request(method, path string, body, into any) error {
 	}
 	r.Header.Set("Content-Type", "application/json")
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", h.path("run", "cradle.sock"))
+		return new(net.Dialer).DialContext(ctx, "unix", h.Socket())
 	}}
 	defer transport.CloseIdleConnections()
 	answer, err := transport.RoundTrip(r)
@@ -58,7 +58,7 @@ func (h *house) request(method, path string, body, into any) error {
 }
 
 // persist is call until no daemon is killed under it; then it has to succeed.
-func (h *house) persist(method, path string, body, into any) error {
+func (h *crashing) persist(method, path string, body, into any) error {
 	for {
 		killed, err := h.call(method, path, body, into)
 		if err == nil || !killed {
@@ -78,7 +78,7 @@ type execState struct {
 }
 
 // createExec makes an exec of a shell script; what a kill cuts short is made again.
-func (h *house) createExec(container, script string) (id string, err error) {
+func (h *crashing) createExec(container, script string) (id string, err error) {
 	var made struct{ ID string }
 	err = h.persist("POST", "/containers/"+container+"/exec", map[string]any{
 		"Cmd": []string{"sh", "-c", script}, "AttachStdout": true,
@@ -87,7 +87,7 @@ func (h *house) createExec(container, script string) (id string, err error) {
 }
 
 // startExec starts it detached. A start that a kill cuts short is tried again until the exec says that it has begun.
-func (h *house) startExec(id string) error {
+func (h *crashing) startExec(id string) error {
 	for {
 		killed, err := h.call("POST", "/exec/"+id+"/start", map[string]any{"Detach": true}, nil)
 		if err == nil || !killed {
@@ -104,7 +104,7 @@ func (h *house) startExec(id string) error {
 }
 
 // waitExec waits for its end: its code and all else that inspect says of it are right.
-func (h *house) waitExec(id, script string, code int) error {
+func (h *crashing) waitExec(id, script string, code int) error {
 	for begun := time.Now(); time.Since(begun) < commandLimit; time.Sleep(100 * time.Millisecond) {
 		var st execState
 		if err := h.persist("GET", "/exec/"+id+"/json", nil, &st); err != nil {
@@ -128,7 +128,7 @@ func (h *house) waitExec(id, script string, code int) error {
 const execScript = `x=$(head -c 8000 /dev/zero | tr '\0' x); while [ ! -e /stop-exec ]; do echo $x; sleep 0.05; done; exit 77`
 
 // beginExec starts what runs in a steady container as long as the daemons are killed.
-func beginExec(h *house, i int) (id string, err error) {
+func beginExec(h *crashing, i int) (id string, err error) {
 	if id, err = h.createExec(steadyName(i), execScript); err == nil {
 		err = h.startExec(id)
 	}
@@ -136,7 +136,7 @@ func beginExec(h *house, i int) (id string, err error) {
 }
 
 // endExec ends it, and looks at how it ended.
-func endExec(h *house, i int, id string) error {
+func endExec(h *crashing, i int, id string) error {
 	out, err := h.must("", "inspect", "-f", "{{json .ExecIDs}}", steadyName(i))
 	if err != nil {
 		return err

@@ -6,12 +6,14 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/cradlevm/cradle/test/house"
 )
 
 // client is one command line in one house.
 type client struct {
 	program string
-	house   *house
+	house   *house.House
 }
 
 // both runs the test with cradle's command line and with docker's.
@@ -24,7 +26,7 @@ func both(t *testing.T, test func(t *testing.T, c client)) {
 // inShared is a client of the daemon all tests share.
 func inShared(t *testing.T, program string) client {
 	t.Helper()
-	if shared.missing != "" {
+	if shared.missing != nil {
 		t.Skip(shared.missing)
 	}
 	if _, err := exec.LookPath(program); program != "cradle" && err != nil {
@@ -33,7 +35,7 @@ func inShared(t *testing.T, program string) client {
 	h := shared.house
 	t.Cleanup(func() {
 		if t.Failed() {
-			h.dumpLog(t.Output())
+			h.DumpLog(t.Output(), logLines)
 		}
 	})
 	return client{program, h}
@@ -42,23 +44,23 @@ func inShared(t *testing.T, program string) client {
 // inOwn is a client in a house of its own, whose daemon starts on demand; the house is empty but for busybox.
 func inOwn(t *testing.T, env ...string) client {
 	t.Helper()
-	if shared.missing != "" {
+	if shared.missing != nil {
 		t.Skip(shared.missing)
 	}
-	h, err := newHouse()
+	h, err := house.New(shared.build, "cradle-e2e-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			h.dumpLog(t.Output())
+			h.DumpLog(t.Output(), logLines)
 		}
-		if err := h.close(); err != nil {
+		if err := h.Close(commandLimit); err != nil {
 			t.Error(err)
 		}
 	})
-	h.env = append(h.env, env...)
-	if err := h.load("busybox"); err != nil {
+	h.Env = append(h.Env, env...)
+	if err := h.Load(commandLimit, "busybox"); err != nil {
 		t.Fatal(err)
 	}
 	return client{"cradle", h}
@@ -72,7 +74,7 @@ type result struct {
 // do runs a command to its end, with input when it is not nil.
 func (c client) do(t *testing.T, input []byte, args ...string) result {
 	t.Helper()
-	cmd := c.house.command(c.program, args...)
+	cmd := c.house.Command(commandLimit, c.program, args...)
 	if input != nil {
 		cmd.Stdin = bytes.NewReader(input)
 	}

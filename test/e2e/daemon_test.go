@@ -4,25 +4,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 )
 
 // killDaemon kills the daemon of a house that started one on demand, as a crash would.
-func (h *house) killDaemon(t *testing.T) {
+func (c client) killDaemon(t *testing.T) {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(h.root(), "lock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.Split(string(b), "\n")[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
+	if !c.house.KillDaemon() {
+		t.Fatal("there is no daemon to kill")
 	}
 }
 
@@ -33,7 +23,7 @@ func TestKilledDaemon(t *testing.T) {
 		"i=0; while [ ! -e /stop ]; do i=$((i+1)); echo $i; sleep 0.05; done; echo end; exit 42")
 	for range 3 {
 		c.waitForLog(t, "lines", "1")
-		c.house.killDaemon(t)
+		c.killDaemon(t)
 	}
 	if got := c.ok(t, "inspect", "-f", "{{.State.Status}}", "lines"); got != "running" {
 		t.Fatalf("after the kills: %s", got)
@@ -61,10 +51,10 @@ func TestResetOfABusyHouse(t *testing.T) {
 			c.ok(t, "run", "-d", "busybox", "sleep", "1000")
 			c.ok(t, "create", "busybox")
 			if killed {
-				c.house.killDaemon(t)
+				c.killDaemon(t)
 			}
 			c.ok(t, "system", "reset", "--force")
-			if err := c.house.leftovers(); err != nil {
+			if err := c.house.Leftovers(); err != nil {
 				t.Error(err)
 			}
 		})

@@ -13,7 +13,7 @@ import (
 // waitForLog follows the container's log until a line contains s.
 func (c client) waitForLog(t *testing.T, name, s string) {
 	t.Helper()
-	cmd := c.house.command(c.program, "logs", "-f", name)
+	cmd := c.house.Command(commandLimit, c.program, "logs", "-f", name)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -17,10 +17,10 @@ import (
 const poolPatience = 3 * time.Minute
 
 // poolStatus is what the daemon says of its pool, all sizes together.
-func (h *house) poolStatus(t *testing.T) (ready int) {
+func (c client) poolStatus(t *testing.T) (ready int) {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", h.socket())
+		return new(net.Dialer).DialContext(ctx, "unix", c.house.Socket())
 	}}}
 	answer, err := client.Get("http://cradle/cradle/v1/pool")
 	if err != nil {
@@ -41,9 +41,9 @@ func (h *house) poolStatus(t *testing.T) (ready int) {
 	return ready
 }
 
-func (h *house) awaitPool(t *testing.T, least int) {
+func (c client) awaitPool(t *testing.T, least int) {
 	t.Helper()
-	for began := time.Now(); h.poolStatus(t) < least; time.Sleep(20 * time.Millisecond) {
+	for began := time.Now(); c.poolStatus(t) < least; time.Sleep(20 * time.Millisecond) {
 		if time.Since(began) > poolPatience {
 			t.Fatalf("fewer than %d virtual machines are ready", least)
 		}
@@ -74,7 +74,7 @@ func TestNoTwoAreTheSame(t *testing.T) {
 	}
 	check() // boots
 	for range 3 {
-		c.house.awaitPool(t, 2)
+		c.awaitPool(t, 2)
 		for range 4 { // two that are ready, then some restored on the spot
 			check()
 		}
@@ -86,9 +86,9 @@ func TestNoTwoAreTheSame(t *testing.T) {
 func TestKilledDaemonLeavesNothingReady(t *testing.T) {
 	c := inOwn(t, "CRADLE_POOL=2")
 	c.ok(t, "run", "--rm", "busybox", "true")
-	c.house.awaitPool(t, 2)
+	c.awaitPool(t, 2)
 	machines := func() []string {
-		all, err := filepath.Glob(filepath.Join(c.house.run(), "s", "*", "qemu.pid"))
+		all, err := filepath.Glob(filepath.Join(c.house.Run(), "s", "*", "qemu.pid"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -105,7 +105,7 @@ func TestKilledDaemonLeavesNothingReady(t *testing.T) {
 		}
 		pids = append(pids, strings.Fields(string(b))[0])
 	}
-	c.house.killDaemon(t)
+	c.killDaemon(t)
 	if got := c.ok(t, "ps", "-aq"); got != "" { // starts another daemon
 		t.Errorf("containers: %s", got)
 	}

@@ -77,7 +77,7 @@ func TestBigInputComesBackUnchanged(t *testing.T) {
 
 func TestTerminal(t *testing.T) {
 	both(t, func(t *testing.T, c client) {
-		cmd := c.house.command(c.program, "run", "--rm", "-it", "busybox", "sh")
+		cmd := c.house.Command(commandLimit, c.program, "run", "--rm", "-it", "busybox", "sh")
 		f, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 33, Cols: 101})
 		if err != nil {
 			t.Fatal(err)
@@ -114,7 +114,7 @@ func TestRunFlags(t *testing.T) {
 		out := c.ok(t, "run", "--rm", "-e", "FROM_FLAG=flag", "--env-file", envFile, "-w", "/var", "-u", "1234:4321",
 			"-h", "guesthost", "--ulimit", "nofile=777:888", "--read-only", "--tmpfs", "/scratch:mode=1777", "--cap-drop", "ALL", "--cap-add", "NET_RAW",
 			"-m", "128m", "--cpus", "1", "--entrypoint", "/bin/sh", "busybox", "-c", script)
-		release, err := os.ReadFile(filepath.Join(shared.guest, "release"))
+		release, err := os.ReadFile(filepath.Join(shared.build.Guest, "release"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +135,7 @@ func TestBadInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	truncated := filepath.Join(t.TempDir(), "truncated.tar")
-	if b, err := os.ReadFile(filepath.Join(shared.images, "busybox.tar")); err == nil {
+	if b, err := os.ReadFile(shared.build.Image("busybox")); err == nil {
 		if err := os.WriteFile(truncated, b[:len(b)/2], 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -7,35 +7,23 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cradlevm/cradle/test/house"
 )
 
 // newCradle starts a cradle daemon of the test's own and loads the images.
-func newCradle(t *testing.T) *side {
+func newCradle(t *testing.T) (*side, house.Build) {
 	t.Helper()
-	top, err := filepath.Abs("../..")
-	if err != nil {
+	b, err := house.Find([]string{"busybox", "debian"})
+	if err != nil && house.Promised() {
 		t.Fatal(err)
+	} else if err != nil {
+		t.Skip(err)
 	}
-	or := func(name, fallback string) string {
-		if v := os.Getenv(name); v != "" {
-			return v
-		}
-		return filepath.Join(top, fallback)
-	}
-	bin, guest, images := or("CRADLE_TEST_BIN", "bin"), or("CRADLE_GUEST", "out/guest"), or("CRADLE_TEST_IMAGES", "out/images")
-	promised := os.Getenv("CRADLE_TEST_BIN") != ""
-	for _, path := range []string{filepath.Join(bin, "cradle"), filepath.Join(guest, "manifest"), filepath.Join(images, "debian.tar")} {
-		if _, err := os.Stat(path); err != nil && !promised {
-			t.Skip(err, "(make build guest images)")
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, program := range []string{"qemu-system-x86_64", "docker", "dockerd", "containerd", "runc", "ip"} {
+	for _, program := range []string{"docker", "dockerd", "containerd", "runc", "ip"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Skip(err)
 		}
@@ -43,28 +31,29 @@ func newCradle(t *testing.T) *side {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, as dockerd does")
 	}
-	dir := tempDir(t)
-	socket := filepath.Join(dir, "run", "cradle.sock")
-	s := newSide(t, socket)
-	env := append(s.env[:len(s.env):len(s.env)],
-		"CRADLE_ROOT="+filepath.Join(dir, "root"), "CRADLE_RUN="+filepath.Join(dir, "run"), "CRADLE_GUEST="+guest)
-	cmd := exec.Command(filepath.Join(bin, "cradle"), "daemon")
-	cmd.Env, cmd.SysProcAttr = env, &syscall.SysProcAttr{Setsid: true}
-	daemon(t, cmd, func() bool { return answers(socket) })
+	h, err := house.New(b, "cradle-parity-")
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
-		reset := exec.Command(filepath.Join(bin, "cradle"), "system", "reset", "--force")
-		reset.Env = env
-		if out, err := reset.CombinedOutput(); err != nil {
-			t.Errorf("system reset: %v: %s", err, out)
+		if t.Failed() {
+			h.DumpLog(t.Output(), 40)
+		}
+		if err := h.Close(commandLimit); err != nil {
+			t.Error(err)
 		}
 	})
-	s.load(t, images)
-	return s
+	if err := h.StartDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	s := newSide(t, h.Socket())
+	s.load(t, b)
+	return s, b
 }
 
 // newDockerd starts a dockerd that nothing else on the machine notices: its mounts and its network are in
 // namespaces of its own, its cgroups below one that goes with it. Cleanups run last first.
-func newDockerd(t *testing.T) *side {
+func newDockerd(t *testing.T, b house.Build) *side {
 	t.Helper()
 	dir := tempDir(t)
 	t.Cleanup(func() { killBelow(t, dir) })
@@ -88,7 +77,7 @@ func newDockerd(t *testing.T) *side {
 			t.Errorf("removing what is left: %v: %s", err, out)
 		}
 	})
-	s.load(t, os.Getenv("CRADLE_TEST_IMAGES"))
+	s.load(t, b)
 	return s
 }
 
@@ -100,27 +89,18 @@ func answers(socket string) bool {
 	return conn.Close() == nil
 }
 
-func (s *side) load(t *testing.T, images string) {
+func (s *side) load(t *testing.T, b house.Build) {
 	t.Helper()
-	if images == "" {
-		images, _ = filepath.Abs("../../out/images")
-	}
 	for _, name := range []string{"busybox", "debian"} {
-		s.must(t, "load -q -i "+filepath.Join(images, name+".tar"))
+		s.must(t, "load -q -i "+b.Image(name))
 	}
 }
 
-// killBelow ends what a dockerd that was killed has left running: processes that name its directory.
+// killBelow ends what a dockerd that was killed has left running: processes of its directory.
 func killBelow(t *testing.T, dir string) {
-	procs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, p := range procs {
-		cmdline, _ := os.ReadFile(p + "/cmdline")
-		pid, err := strconv.Atoi(filepath.Base(p))
-		if err != nil || pid == os.Getpid() || !strings.Contains(string(cmdline), dir+"/") {
-			continue
-		}
-		t.Log("left running by dockerd:", strings.ReplaceAll(string(cmdline), "\x00", " "))
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+	for _, p := range house.Processes(dir) {
+		t.Log("left running by dockerd:", p)
+		_ = syscall.Kill(p.PID, syscall.SIGKILL)
 	}
 }
 

@@ -25,7 +25,8 @@ type part struct {
 
 // TestParity runs the whole table against both daemons.
 func TestParity(t *testing.T) {
-	ours, theirs := newCradle(t), newDockerd(t)
+	ours, b := newCradle(t)
+	theirs := newDockerd(t, b)
 	listed := differences(t)
 	seen := map[string]bool{}
 	var same, different int

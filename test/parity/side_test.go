@@ -17,6 +17,8 @@ import (
 
 	"github.com/creack/pty"
 	"github.com/google/shlex"
+
+	"github.com/cradlevm/cradle/test/house"
 )
 
 // commandLimit is for one command on a slow machine that emulates its virtual machines.
@@ -35,12 +37,7 @@ type side struct {
 func newSide(t *testing.T, socket string) *side {
 	t.Helper()
 	s := &side{dir: tempDir(t), started: time.Now()}
-	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "CRADLE_") && !strings.HasPrefix(kv, "DOCKER_") {
-			s.env = append(s.env, kv)
-		}
-	}
-	s.env = append(s.env, "DOCKER_HOST=unix://"+socket, "DOCKER_API_VERSION="+apiVersion,
+	s.env = append(house.Environ(), "DOCKER_HOST=unix://"+socket, "DOCKER_API_VERSION="+apiVersion,
 		"DOCKER_CONFIG="+filepath.Join(s.dir, "config"), "HOME="+s.dir, "TZ=UTC", "TERM=dumb")
 	for name, text := range map[string]string{
 		"env":         "# a comment\nFROM_FILE=file\nEMPTY=\n",

@@ -96,7 +96,7 @@ func (u *user) check(t *testing.T) {
 
 func (u *user) load(t *testing.T, image string) {
 	t.Helper()
-	f, err := os.Open(filepath.Join(or(t, "CRADLE_TEST_IMAGES", "out/images"), image+".tar"))
+	f, err := os.Open(u.build.Image(image))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cradlevm/cradle/test/house"
 )
 
 // commandLimit is for one command on a slow machine that emulates its virtual machines.
@@ -20,10 +22,11 @@ const commandLimit = 2 * time.Minute
 
 // user is somebody whom no account knows, with directories of their own below one that everybody may pass through.
 type user struct {
-	uid  uint32
-	dir  string
-	home string
-	env  []string
+	uid   uint32
+	build house.Build
+	dir   string
+	home  string
+	env   []string
 }
 
 // newUser makes a user, who has the program and the guest to read and nothing else of the machine's.
@@ -32,7 +35,10 @@ func newUser(t *testing.T) *user {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to become somebody else")
 	}
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+	b, err := house.Find([]string{"busybox"})
+	if err != nil && house.Promised() {
+		t.Fatal(err)
+	} else if err != nil {
 		t.Skip(err)
 	}
 	dir, err := os.MkdirTemp("", "cradle-rootless-")
@@ -40,7 +46,7 @@ func newUser(t *testing.T) *user {
 		t.Fatal(err)
 	}
 	// Out of the reach of accounts and of what systemd hands out, and another one for each test process.
-	u := &user{uid: 1_850_000_000 + uint32(os.Getpid()), dir: dir, home: filepath.Join(dir, "home")}
+	u := &user{build: b, uid: 1_850_000_000 + uint32(os.Getpid()), dir: dir, home: filepath.Join(dir, "home")}
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
@@ -49,9 +55,8 @@ func newUser(t *testing.T) *user {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	bin, guest := or(t, "CRADLE_TEST_BIN", "bin"), or(t, "CRADLE_GUEST", "out/guest")
-	copyFile(t, filepath.Join(bin, "cradle"), filepath.Join(dir, "cradle"), 0o755)
-	entries, err := os.ReadDir(guest)
+	copyFile(t, b.Cradle(), filepath.Join(dir, "cradle"), 0o755)
+	entries, err := os.ReadDir(b.Guest)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +64,7 @@ func newUser(t *testing.T) *user {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		copyFile(t, filepath.Join(guest, e.Name()), filepath.Join(dir, "guest", e.Name()), 0o644)
+		copyFile(t, filepath.Join(b.Guest, e.Name()), filepath.Join(dir, "guest", e.Name()), 0o644)
 	}
 	for _, sub := range []string{"home", "home/run", "home/data"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
@@ -77,21 +82,6 @@ func newUser(t *testing.T) *user {
 }
 
 func (u *user) socket() string { return filepath.Join(u.home, "run", "cradle", "cradle.sock") }
-
-// or is a directory that make test names, or a checkout's own; without either there is nothing to test.
-func or(t *testing.T, name, fallback string) string {
-	t.Helper()
-	dir, promised := os.Getenv(name), true
-	if dir == "" {
-		dir, promised = filepath.Join("../..", fallback), false
-	}
-	if _, err := os.Stat(dir); err != nil && !promised {
-		t.Skip(err, "(make build guest images)")
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
 
 func copyFile(t *testing.T, from, to string, mode os.FileMode) {
 	t.Helper()
@@ -153,21 +143,12 @@ type process struct{ command, uids, groups, capabilities string }
 
 func (u *user) processes() []process {
 	var found []process
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		cmdline, _ := os.ReadFile(dir + "/cmdline")
-		environ, _ := os.ReadFile(dir + "/environ")
-		cwd, _ := os.Readlink(dir + "/cwd")
-		status, err := os.ReadFile(dir + "/status")
-		if err != nil || dir == fmt.Sprintf("/proc/%d", os.Getpid()) {
-			continue
-		}
-		of := string(cmdline) + "\x00" + string(environ) + "\x00" + cwd + "/"
-		if !strings.Contains(of, u.home+"/") && !strings.Contains(string(status), fmt.Sprintf("\nUid:\t%d\t", u.uid)) {
-			continue
-		}
-		p := process{command: strings.ReplaceAll(string(cmdline), "\x00", " ")}
-		for line := range strings.Lines(string(status)) {
+	for _, f := range house.ProcessesWhere(func(p house.Process, environ, cwd string) bool {
+		of := p.Command + "\x00" + environ + "\x00" + cwd + "/"
+		return strings.Contains(of, u.home+"/") || strings.Contains(p.Status, fmt.Sprintf("\nUid:\t%d\t", u.uid))
+	}) {
+		p := process{command: f.Command}
+		for line := range strings.Lines(f.Status) {
 			key, value, _ := strings.Cut(line, ":")
 			value = strings.Join(strings.Fields(value), " ")
 			switch key {
