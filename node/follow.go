@@ -89,19 +89,24 @@ func (c *ctr) finish(r *run, status api.ExitStatus, err error) {
 	c.endAttachments()
 	c.mu.Unlock()
 	close(r.ended)
-	if status.OOMKilled {
-		c.emit(events.ActionOOM, nil)
-	}
-	c.emit(events.ActionDie, map[string]string{
-		"exitCode":     strconv.Itoa(status.Code),
-		"execDuration": strconv.Itoa(int(max(0, rec.Finished.Sub(rec.Started)).Seconds())),
-	})
+	c.emitDie(rec)
 	r.phases.done("record")
 	c.teardown(r, rec)
 	r.phases.done("teardown")
 	c.afterwards(rec)
 	r.phases.done("remove")
 	r.phases.log(c.node.options.Log.With("container", c.id), "ended")
+}
+
+// emitDie tells of an end as the record has it.
+func (c *ctr) emitDie(rec record) {
+	if rec.OOMKilled {
+		c.emit(events.ActionOOM, nil)
+	}
+	c.emit(events.ActionDie, map[string]string{
+		"exitCode":     strconv.Itoa(rec.ExitCode),
+		"execDuration": strconv.Itoa(int(max(0, rec.Finished.Sub(rec.Started)).Seconds())),
+	})
 }
 
 // setEnded gives an ended container its status: with a restart policy that wants another run it is not over. c.mu is
@@ -164,16 +169,21 @@ func (c *ctr) teardown(r *run, rec record) {
 
 // clear forgets a VM that has gone.
 func (c *ctr) clear(rec record) {
-	log := c.node.options.Log.With("container", c.id)
-	if rec.Sandbox != nil {
-		if err := os.RemoveAll(rec.Sandbox.VM.Dir); err != nil {
-			log.Error("remove runtime directory", "err", err)
-		}
-		c.node.giveUID(rec.Sandbox.VM.UID)
-	}
+	c.freeMachine(rec)
 	if err := c.change(func(rec *record) { rec.Sandbox, rec.Booting, c.run, c.stuck = nil, false, nil, nil }); err != nil {
-		log.Error("record end of virtual machine", "err", err)
+		c.node.options.Log.Error("record end of virtual machine", "container", c.id, "err", err)
 	}
+}
+
+// freeMachine gives back what a VM that has gone had on the host.
+func (c *ctr) freeMachine(rec record) {
+	if rec.Sandbox == nil {
+		return
+	}
+	if err := os.RemoveAll(rec.Sandbox.VM.Dir); err != nil {
+		c.node.options.Log.Error("remove runtime directory", "container", c.id, "err", err)
+	}
+	c.node.giveUID(rec.Sandbox.VM.UID)
 }
 
 // pump carries the container's output to its log and to whoever is attached, until it ends.

@@ -210,8 +210,8 @@ func (c *ctr) started(machine *sandbox.Sandbox, restarts int, steps *phases, und
 		c.node.timings.add(c.id, pool.Class{CPUs: machine.VM.CPUs, Memory: machine.VM.Memory}, steps)
 	}
 	c.node.running.Add(1)
+	c.emit(events.ActionStart, nil) // before it can end
 	go c.follow(r)
-	c.emit(events.ActionStart, nil)
 	return nil
 }
 

@@ -402,18 +402,32 @@ func (c *ctr) remove() error {
 	if err := c.removeFiles(); err != nil {
 		return err
 	}
-	if err := n.options.Images.Release(c.id); err != nil {
+	if err := c.unrecord(); err != nil {
+		return err
+	}
+	c.goodbye()
+	return nil
+}
+
+// unrecord gives back the image and deletes the record: from now on the container does not exist.
+func (c *ctr) unrecord() error {
+	if err := c.node.options.Images.Release(c.id); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
 	c.mu.Lock()
-	err := n.store.delete(c.id)
-	c.removed = err == nil
-	name := c.rec.Name
-	c.mu.Unlock()
-	if err != nil {
+	defer c.mu.Unlock()
+	if err := c.node.store.delete(c.id); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.id, err)
 	}
+	c.removed = true
+	return nil
+}
+
+// goodbye takes a container without a record from the registry and tells everyone.
+func (c *ctr) goodbye() {
+	n := c.node
 	c.forgetExecs()
+	name := c.snapshot().Name
 	n.mu.Lock()
 	delete(n.containers, c.id)
 	delete(n.names, name)
@@ -424,7 +438,6 @@ func (c *ctr) remove() error {
 	c.endAttachments()
 	c.mu.Unlock()
 	close(c.gone)
-	return nil
 }
 
 // namePattern is docker's for names of containers, except that one letter is enough.

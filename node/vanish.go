@@ -1,11 +1,9 @@
 package node
 
 import (
-	"os"
-	"strconv"
 	"time"
 
-	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/container"
 
 	"github.com/cradlevm/cradle/api"
 )
@@ -22,23 +20,20 @@ func (c *ctr) vanish(r *run, status api.ExitStatus) bool {
 	if len(c.listExecs()) > 0 || !c.op.TryLock() {
 		return false
 	}
-	killed, ok := c.unrecord(r, status)
+	rec, ok := c.ending(status)
+	var killed <-chan struct{}
+	if ok {
+		killed, ok = c.part(r, rec)
+	}
 	c.op.Unlock()
 	if !ok {
 		return false
 	}
 	r.phases.done("record")
 	<-killed
-	rec := c.snapshot()
-	log := n.options.Log.With("container", c.id)
-	if rec.Sandbox != nil {
-		if err := os.RemoveAll(rec.Sandbox.VM.Dir); err != nil {
-			log.Error("remove runtime directory", "err", err)
-		}
-		n.giveUID(rec.Sandbox.VM.UID)
-	}
+	c.freeMachine(rec)
 	if err := c.removeFiles(); err != nil {
-		log.Error("remove files of removed container", "err", err)
+		n.options.Log.Error("remove files of removed container", "container", c.id, "err", err)
 	}
 	n.mu.Lock()
 	delete(n.leaving, r)
@@ -48,23 +43,27 @@ func (c *ctr) vanish(r *run, status api.ExitStatus) bool {
 	return true
 }
 
-// unrecord removes the container from the disk and from the registry, and tells everyone of its end and of its removal.
-// killed closes when the VM has gone. op is held.
-func (c *ctr) unrecord(r *run, status api.ExitStatus) (killed <-chan struct{}, ok bool) {
+// ending is the record as the end makes it; false when the container is not to be removed at once.
+func (c *ctr) ending(status api.ExitStatus) (record, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.rec.HostConfig.AutoRemove || c.rec.Hibernated || c.keep || c.removing || c.removed {
+		return record{}, false
+	}
+	rec := c.rec
+	rec.ExitCode, rec.OOMKilled, rec.Finished, rec.Error = status.Code, status.OOMKilled, time.Now(), ""
+	rec.Status = container.StateExited
+	return rec, true
+}
+
+// part removes the container from the disk and from the registry, and tells everyone of its end, as rec has it, and of its
+// removal. killed closes when the VM has gone. When the disk refuses, nothing has happened but the VM's end. op is held.
+func (c *ctr) part(r *run, rec record) (killed <-chan struct{}, ok bool) {
 	n := c.node
 	c.mu.Lock()
-	if !c.rec.HostConfig.AutoRemove || c.rec.Hibernated || c.keep || c.removing || c.removed {
-		c.mu.Unlock()
-		return nil, false
-	}
-	before := c.rec
 	c.removing = true
-	c.rec.ExitCode, c.rec.OOMKilled, c.rec.Finished, c.rec.Error = status.Code, status.OOMKilled, time.Now(), ""
-	c.setEnded()
-	rec := c.rec
 	c.mu.Unlock()
 	c.closeLog() // its followers have all there is
-
 	over := make(chan struct{})
 	go func() {
 		defer close(over)
@@ -72,39 +71,23 @@ func (c *ctr) unrecord(r *run, status api.ExitStatus) (killed <-chan struct{}, o
 			n.options.Log.Error("end virtual machine", "container", c.id, "err", err)
 		}
 	}()
-	err := n.options.Images.Release(c.id)
-	c.mu.Lock()
-	if err == nil {
-		err = n.store.delete(c.id)
-	}
-	if err != nil { // the long way says what is wrong
-		c.rec, c.removing = before, false
+	if err := c.unrecord(); err != nil { // the long way says what is wrong
+		c.mu.Lock()
+		c.removing = false
 		c.mu.Unlock()
 		<-over
 		return nil, false
 	}
-	c.removed = true
+	n.mu.Lock()
+	n.leaving[r] = struct{}{}
+	n.mu.Unlock()
+	c.mu.Lock()
+	c.rec = rec
 	c.wake(false)
 	c.endAttachments()
 	c.mu.Unlock()
-	c.forgetExecs()
-	n.mu.Lock()
-	delete(n.containers, c.id)
-	delete(n.names, rec.Name)
-	n.leaving[r] = struct{}{}
-	n.mu.Unlock()
 	close(r.ended)
-	if status.OOMKilled {
-		c.emit(events.ActionOOM, nil)
-	}
-	c.emit(events.ActionDie, map[string]string{
-		"exitCode":     strconv.Itoa(status.Code),
-		"execDuration": strconv.Itoa(int(max(0, rec.Finished.Sub(rec.Started)).Seconds())),
-	})
-	c.emit(events.ActionDestroy, nil)
-	c.mu.Lock()
-	c.wake(true)
-	c.mu.Unlock()
-	close(c.gone)
+	c.emitDie(rec)
+	c.goodbye()
 	return over, true
 }
