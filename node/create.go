@@ -52,6 +52,9 @@ func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec
 	if err := n.add(name, rec); err != nil {
 		return fail(err)
 	}
+	if why := n.coldReason(rec); why != "" {
+		warnings = append(warnings, "The container does not start warm: "+why+".")
+	}
 	return container.CreateResponse{ID: id, Warnings: some(warnings)}, nil
 }
 

@@ -20,8 +20,9 @@ import (
 
 // ctr is one container. See the package comment for its locks.
 type ctr struct {
-	node *Node
-	id   string
+	node   *Node
+	id     string
+	hidden bool // a shadow: it has no record
 
 	op opLock
 
@@ -117,6 +118,9 @@ func (c *ctr) change(f func(*record)) error {
 		return notFound("No such container: %s", c.id)
 	}
 	f(&c.rec)
+	if c.hidden {
+		return nil
+	}
 	return c.node.store.put(c.rec)
 }
 

@@ -6,6 +6,7 @@
 //	Root/state.db              bbolt: one record per container
 //	Root/containers/ID/        scratch.ext4 (the container's writable disk), log/ (its output), execs/ (one file each),
 //	                           state/ (what a hibernated one goes on from)
+//	Root/warm/KEY/             a warm image (warm.go)
 //	Run/s/ID12/                the runtime directory of the container's VM, while there is one
 //
 // # One container's life
@@ -65,6 +66,7 @@ type Node struct {
 	scratch  volume.Scratch
 	settings runspec.Settings
 	key      snapshot.Key // signs saved containers
+	warmth   *warmth
 	events   *eventLog
 	timings  *timings
 	started  time.Time
@@ -110,6 +112,9 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		return nil, errors.Join(fmt.Errorf("open node: %w", err), st.Close())
 	}
 	n.timings.metrics.registry.MustRegister(newPoolMetrics(n.PoolStatus))
+	if n.warmth, err = openWarmth(filepath.Join(o.Root, "warm")); err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if err := n.recover(ctx); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -125,6 +130,7 @@ func (n *Node) Close() error {
 	n.stop()
 	n.running.Wait()
 	n.closeDesks()
+	n.warmth.close()
 	var ended error
 	if n.pool != nil {
 		ended = n.pool.Close()
@@ -153,8 +159,12 @@ func (n *Node) enter() error {
 
 var errClosing = &classed{"the daemon is ending", cerrdefs.ErrUnavailable}
 
-// Busy reports whether anything would be missed if the daemon ended now: a container that runs or is about to.
+// Busy reports whether anything would be missed if the daemon ended now: a container that runs or is about to, or a
+// warm image in the making.
 func (n *Node) Busy() bool {
+	if n.warmth.busy() {
+		return true
+	}
 	for _, c := range n.all() {
 		if c.isActive() {
 			return true

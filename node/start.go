@@ -145,6 +145,17 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 		}
 		return err
 	}
+	key := c.warmKey(ctx, rec)
+	if key != "" {
+		if machine := c.startWarm(ctx, key, steps, &undo); machine != nil {
+			return c.started(machine, restarts, steps, &undo)
+		}
+		defer func() {
+			if err == nil && n.warmth.want(key) && n.enter() == nil {
+				go n.makeShadow(key, rec)
+			}
+		}()
+	}
 	request, err := runspec.Create(rec.spec(), n.settings)
 	if err != nil {
 		return err

@@ -297,3 +297,54 @@ func BenchmarkNew10GiB(b *testing.B) {
 		}
 	}
 }
+
+// A copy is the same, sparse, whole or not there, and takes nobody's place.
+func TestCopy(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	f, err := os.Create(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(1 << 30); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("hello"), 500<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := Copy(t.Context(), from, to); err != nil {
+		t.Fatal(err)
+	}
+	if err := Sync(to); err != nil {
+		t.Fatal(err)
+	}
+	copied, err := os.Open(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	b := make([]byte, 5)
+	if _, err := copied.ReadAt(b, 500<<20); err != nil || string(b) != "hello" {
+		t.Errorf("%q, %v", b, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(copied.Fd()), &st); err != nil || st.Size != 1<<30 || st.Blocks*512 > 1<<20 {
+		t.Errorf("size %d, %d blocks, %v", st.Size, st.Blocks, err)
+	}
+	if err := Copy(t.Context(), from, to); !errors.Is(err, os.ErrExist) {
+		t.Errorf("over another one: %v", err)
+	}
+	if err := Copy(t.Context(), filepath.Join(dir, "none"), filepath.Join(dir, "c")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of none: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	// On a file system with reflinks a copy is made before anybody can cancel it.
+	if err := Copy(ctx, from, filepath.Join(dir, "d")); err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "*.partial")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}

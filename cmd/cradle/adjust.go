@@ -21,6 +21,7 @@ func adjust(root *cobra.Command) {
 	for _, parent := range []*cobra.Command{root, child(root, "container")} {
 		for _, name := range []string{"run", "create"} {
 			runSummoned(child(parent, name))
+			runWarm(child(parent, name))
 		}
 	}
 }

@@ -38,3 +38,21 @@ func TestSavedCommands(t *testing.T) {
 		node.mu.Unlock()
 	}
 }
+
+// The daemon learns from labels what is to start warm.
+func TestWarmFlags(t *testing.T) {
+	h := newHouse(t)
+	node := &fakeNode{}
+	socket := serveFake(t, node)
+	r := h.cradle(t, []string{envHost + "=" + socket}, "create", "--warm", "--warm-ready", "redis-cli ping, please", "--warm-after", "3s", "-l", "a=b", "redis")
+	if r.code != 0 {
+		t.Fatalf("%+v", r)
+	}
+	node.mu.Lock()
+	defer node.mu.Unlock()
+	for _, want := range []string{`"a":"b"`, `"dev.cradle.warm":"true"`, `"dev.cradle.warm.after":"3s"`, `"dev.cradle.warm.ready":"redis-cli ping, please"`} {
+		if !strings.Contains(node.created, want) {
+			t.Errorf("no %s in %s", want, node.created)
+		}
+	}
+}

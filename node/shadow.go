@@ -1,0 +1,261 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/snapshot"
+)
+
+// Limits of shadows.
+const (
+	// shadowLimit bounds the making of a warm image: a server that needs longer to be ready is left alone.
+	shadowLimit = 5 * time.Minute
+	// quietPeriod is how long a process must have run, and have printed nothing, to count as ready where nothing else
+	// is said.
+	quietPeriod = 2 * time.Second
+	// probePause lies between two runs of a readiness command, probeLimit bounds one.
+	probePause = 250 * time.Millisecond
+	probeLimit = 10 * time.Second
+)
+
+// shadow is a container that nobody sees: it runs, in the background, what another one was asked to run, until it is
+// ready, and is then saved as a warm image. It has no record: what a crash leaves of it, the next daemon sweeps.
+type shadow struct {
+	*ctr
+	printed chan struct{} // holds a value when there was output since it was last looked at
+}
+
+// makeShadow makes the warm image of a key from a container that was started as it says.
+func (n *Node) makeShadow(key string, source record) {
+	defer n.running.Done()
+	log := n.options.Log.With("container", source.ID, "image", source.Config.Image)
+	began := time.Now()
+	ctx, cancel := context.WithTimeoutCause(n.ctx, shadowLimit, fmt.Errorf("it was not ready within %v", shadowLimit))
+	defer cancel()
+	select {
+	case n.warmth.making <- struct{}{}: // one at a time
+		defer func() { <-n.warmth.making }()
+	case <-ctx.Done():
+		return
+	}
+	err := n.castShadow(ctx, key, source)
+	n.warmth.done(key)
+	switch {
+	case n.ctx.Err() != nil:
+	case err != nil:
+		log.Warn("make warm image", "err", err)
+		n.warmth.fail(key, err)
+		if c, e := n.find(source.ID); e == nil {
+			c.emit("warm_failed", map[string]string{"reason": clean(err.Error())})
+		}
+	default:
+		log.Info("warm image made", "took", time.Since(began).Round(time.Millisecond))
+		if c, e := n.find(source.ID); e == nil {
+			c.emit(events.Action("warm"), nil)
+		}
+		if err := n.warmth.evict(key); err != nil {
+			log.Error("evict warm images", "err", err)
+		}
+	}
+}
+
+// castShadow runs a shadow until it is ready and saves it. Nothing of it is left but the warm image.
+func (n *Node) castShadow(ctx context.Context, key string, source record) (err error) {
+	rec := source
+	rec.ID, rec.Name, rec.Sandbox, rec.Booting = newID(), "", nil, false
+	rec.Config.Hostname = rec.ID[:12]
+	s := &shadow{ctr: newCtr(n, rec), printed: make(chan struct{}, 1)}
+	s.hidden = true
+	var undo undoStack
+	undo.push("files", s.removeFiles)
+	defer func() { undo.run(n.options.Log.With("shadow", rec.ID)) }()
+	machine, err := s.launch(ctx, &undo)
+	if err != nil {
+		return err
+	}
+	ready, ended := context.WithCancelCause(ctx)
+	defer ended(nil)
+	go func() {
+		status, err := machine.Wait(ready, s.process())
+		if err == nil {
+			err = fmt.Errorf("its process has ended with %d", status.Code)
+		}
+		ended(err)
+	}()
+	go s.listen(ready, machine)
+	if err := s.awaitReady(ready, machine); err != nil {
+		if ready.Err() != nil {
+			err = context.Cause(ready)
+		}
+		return err
+	}
+	ended(nil)
+	return s.save(ctx, key, machine)
+}
+
+// launch starts the container in a VM of its own.
+func (s *shadow) launch(ctx context.Context, undo *undoStack) (*sandbox.Sandbox, error) {
+	n, rec := s.node, s.snapshot()
+	request, err := runspec.Create(rec.spec(), n.settings)
+	if err != nil {
+		return nil, err
+	}
+	config, guest, err := s.prepare(ctx, rec, &request)
+	if err != nil {
+		return nil, err
+	}
+	machine, err := s.bringUp(ctx, config, guest, newPhases(), undo)
+	if err != nil {
+		return nil, err
+	}
+	if err := machine.Create(ctx, request); err != nil {
+		return nil, err
+	}
+	return machine, machine.StartContainer(ctx, s.id)
+}
+
+// listen notes that there is output. What is left in the journal is for the containers that go on from here, but it must
+// not fill up.
+func (s *shadow) listen(ctx context.Context, machine *sandbox.Sandbox) {
+	out, err := machine.Output(ctx, s.process(), 0)
+	if err != nil {
+		return
+	}
+	defer out.Close()
+	defer context.AfterFunc(ctx, func() { out.Close() })()
+	for {
+		if _, _, _, err := out.Next(); err != nil {
+			return
+		}
+		select {
+		case s.printed <- struct{}{}:
+		default:
+		}
+		if out.Offset() > api.OutputRing/2 {
+			if err := out.Acknowledge(); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// awaitReady returns when the container is ready: its own command says so, or else its healthcheck, or else it has been
+// quiet for a while.
+func (s *shadow) awaitReady(ctx context.Context, machine *sandbox.Sandbox) error {
+	config := s.snapshot().Config
+	command := probeCommand(config)
+	if text := config.Labels[warmReadyLabel]; text != "" {
+		command = []string{"/bin/sh", "-c", text}
+	}
+	if len(command) == 0 {
+		return s.awaitQuiet(ctx, config)
+	}
+	for {
+		code, err := s.probeOnce(ctx, machine, command)
+		if err != nil {
+			return fmt.Errorf("its readiness command: %w", err)
+		}
+		if code == 0 {
+			return nil
+		}
+		if !sleep(ctx, probePause) {
+			return errors.New("it does not become ready")
+		}
+	}
+}
+
+func (s *shadow) awaitQuiet(ctx context.Context, config container.Config) error {
+	after := quietPeriod
+	if text := config.Labels[warmAfterLabel]; text != "" {
+		var err error
+		if after, err = time.ParseDuration(text); err != nil {
+			return err
+		}
+	}
+	t := time.NewTimer(after)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			return nil
+		case <-s.printed:
+			t.Reset(after)
+		case <-ctx.Done():
+			return errors.New("it does not become quiet")
+		}
+	}
+}
+
+// probeOnce runs a command in the container and returns its exit code. Nothing of it is left.
+func (s *shadow) probeOnce(ctx context.Context, machine *sandbox.Sandbox, command []string) (int, error) {
+	rec := s.snapshot()
+	id := newID()
+	request, err := runspec.Exec(rec.spec(), id, container.ExecCreateRequest{Cmd: command}, s.node.settings)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := machine.Exec(ctx, request); err != nil {
+		return 0, err
+	}
+	ref := api.ProcessRef{ID: s.id, Exec: id}
+	limited, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	status, err := machine.Wait(limited, ref)
+	if limited.Err() != nil && ctx.Err() == nil { // it is as good as a failure
+		status, err = api.ExitStatus{Code: 1}, nil
+	}
+	return status.Code, errors.Join(err, machine.Delete(ctx, ref))
+}
+
+// save makes the shadow a warm image; it does not run any more.
+func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox) (err error) {
+	n := s.node
+	if err := machine.Freeze(ctx, s.id, true); err != nil {
+		return err
+	}
+	if err := machine.Pause(ctx); err != nil { // for good: its disk stays as it is
+		return err
+	}
+	saved, _, err := machine.Checkpoint(ctx, func(context.Context) error { return nil })
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			saved.Close()
+		}
+	}()
+	if err := machine.Kill(); err != nil {
+		return err
+	}
+	draft, err := snapshot.NewDraft(n.warmth.dir)
+	if err != nil {
+		return err
+	}
+	defer draft.Discard()
+	disk := filepath.Join(draft.Dir, scratchName)
+	if err := os.Rename(filepath.Join(s.dir(), scratchName), disk); err != nil {
+		return err
+	}
+	from := &savedRun{saved: saved, config: *s.snapshot().Sandbox, guest: s.id}
+	m, err := n.write(ctx, from, draft, disk)
+	if err != nil {
+		return err
+	}
+	if err := draft.Publish(n.key, warmManifest{savedManifest: m, Key: key}, n.warmth.path(key)); err != nil {
+		return err
+	}
+	n.warmth.keep(key, from)
+	return nil
+}

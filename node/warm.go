@@ -1,0 +1,364 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/snapshot"
+)
+
+// Labels of containers that start warm: from a shadow, which has run what they run until it was ready.
+const (
+	warmLabel      = "dev.cradle.warm"       // "true"
+	warmReadyLabel = "dev.cradle.warm.ready" // a command for /bin/sh that succeeds once it is ready
+	warmAfterLabel = "dev.cradle.warm.after" // else, without a healthcheck: how long it must have been quiet
+)
+
+// Bounds of what is kept.
+const (
+	maxWarmImages = 16
+	maxWarmBytes  = 8 << 30
+	// maxWarmLoaded is how many are kept in the host's memory.
+	maxWarmLoaded = 4
+	// warmRetry is how long a configuration whose shadow has failed is left alone.
+	warmRetry = 24 * time.Hour
+)
+
+// warmManifest describes a warm image; it is in a directory of its key's name.
+type warmManifest struct {
+	savedManifest
+	Key string `json:"key"`
+}
+
+// warmth is the warm images that there are. A failed shadow leaves a file KEY.failed, which says why.
+type warmth struct {
+	dir    string
+	making chan struct{} // held by the one who makes a shadow
+
+	mu     sync.Mutex
+	wanted map[string]bool // keys whose shadows are being made
+	loaded []*warmImage    // the one used last is last
+}
+
+// warmImage is one in the host's memory.
+type warmImage struct {
+	key  string
+	from *savedRun
+	// users are restoring from it; the last one closes it when it is dropped.
+	users   int
+	dropped bool
+}
+
+// openWarmth makes the directory and removes what an earlier daemon has left unfinished.
+func openWarmth(dir string) (*warmth, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open warm images: %w", err)
+	}
+	if err := snapshot.Sweep(dir); err != nil {
+		return nil, fmt.Errorf("open warm images: %w", err)
+	}
+	return &warmth{dir: dir, making: make(chan struct{}, 1), wanted: map[string]bool{}}, nil
+}
+
+func (w *warmth) path(key string) string { return filepath.Join(w.dir, key) }
+
+// close lets go of what is in memory.
+func (w *warmth) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, i := range w.loaded {
+		w.dropLocked(i)
+	}
+	w.loaded = nil
+}
+
+// want reports whether a shadow is to be made for key, and that it is from now on: not while another is, nor soon after
+// one has failed.
+func (w *warmth) want(key string) bool {
+	if fi, err := os.Stat(w.path(key) + ".failed"); err == nil && time.Since(fi.ModTime()) < warmRetry {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.wanted[key] {
+		return false
+	}
+	w.wanted[key] = true
+	return true
+}
+
+func (w *warmth) done(key string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.wanted, key)
+}
+
+// busy reports whether shadows are being made.
+func (w *warmth) busy() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.wanted) > 0
+}
+
+// fail remembers that the shadow of key came to nothing.
+func (w *warmth) fail(key string, why error) {
+	// If even that cannot be written, it is tried again at the next start: no more often than containers start.
+	_ = os.WriteFile(w.path(key)+".failed", []byte(clean(why.Error())+"\n"), 0o600)
+}
+
+// keep puts a warm image into memory, as the one used last.
+func (w *warmth) keep(key string, from *savedRun) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.loaded = append(w.loaded, &warmImage{key: key, from: from})
+	if len(w.loaded) > maxWarmLoaded {
+		w.dropLocked(w.loaded[0])
+		w.loaded = w.loaded[1:]
+	}
+}
+
+// take returns the image in memory, for use until give; nil when it is not there.
+func (w *warmth) take(key string) *warmImage {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := slices.IndexFunc(w.loaded, func(i *warmImage) bool { return i.key == key })
+	if at < 0 {
+		return nil
+	}
+	i := w.loaded[at]
+	w.loaded = append(slices.Delete(w.loaded, at, at+1), i)
+	i.users++
+	return i
+}
+
+func (w *warmth) give(i *warmImage) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i.users--; i.users == 0 && i.dropped {
+		i.from.saved.Close()
+	}
+}
+
+func (w *warmth) dropLocked(i *warmImage) {
+	if i.dropped = true; i.users == 0 {
+		i.from.saved.Close()
+	}
+}
+
+// forget removes an image from memory and disk.
+func (w *warmth) forget(key string) error {
+	w.mu.Lock()
+	if at := slices.IndexFunc(w.loaded, func(i *warmImage) bool { return i.key == key }); at >= 0 {
+		w.dropLocked(w.loaded[at])
+		w.loaded = slices.Delete(w.loaded, at, at+1)
+	}
+	w.mu.Unlock()
+	return os.RemoveAll(w.path(key))
+}
+
+// evict removes those used least recently until the rest is within bounds; never the one of key.
+func (w *warmth) evict(key string) error {
+	type image struct {
+		key   string
+		used  time.Time
+		bytes int64
+	}
+	entries, err := os.ReadDir(w.dir)
+	if err != nil {
+		return err
+	}
+	var all []image
+	var total int64
+	for _, e := range entries {
+		fi, err := os.Stat(filepath.Join(w.dir, e.Name(), snapshot.ManifestName))
+		if err != nil {
+			continue
+		}
+		i := image{key: e.Name(), used: fi.ModTime(), bytes: diskUse(filepath.Join(w.dir, e.Name()))}
+		all, total = append(all, i), total+i.bytes
+	}
+	slices.SortFunc(all, func(a, b image) int { return a.used.Compare(b.used) })
+	var errs []error
+	for left := len(all); len(all) > 0 && (left > maxWarmImages || total > maxWarmBytes); all = all[1:] {
+		if all[0].key != key {
+			errs = append(errs, w.forget(all[0].key))
+			left--
+			total -= all[0].bytes
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// diskUse is what the files of a directory take on the host.
+func diskUse(dir string) (bytes int64) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		if fi, err := e.Info(); err == nil {
+			if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+				bytes += st.Blocks * 512
+			}
+		}
+	}
+	return bytes
+}
+
+// secretName finds names of variables whose values no warm image may hold.
+var secretName = regexp.MustCompile(`(?i)passw|secret|token|credential|private|api_?key|access_?key|_key$|^key$|auth|cookie|dsn$`)
+
+// coldReason says why a container that wants to start warm cannot; empty when it can, or does not want to.
+func (n *Node) coldReason(rec record) string {
+	if rec.Config.Labels[warmLabel] != "true" {
+		return ""
+	}
+	if text := rec.Config.Labels[warmAfterLabel]; text != "" {
+		if d, err := time.ParseDuration(text); err != nil || d <= 0 || d > shadowLimit {
+			return fmt.Sprintf("%s is no duration up to %v", strconv.Quote(text), shadowLimit)
+		}
+	}
+	if rec.Dir != "" {
+		return "it runs from a summoned directory"
+	}
+	if !rec.HostConfig.NetworkMode.IsNone() && rec.HostConfig.NetworkMode != "" && rec.HostConfig.NetworkMode != "default" {
+		return "it is in a network"
+	}
+	img, err := n.options.Images.Get(rec.ImageID)
+	if err != nil {
+		return "" // its start says so
+	}
+	for _, pair := range rec.Config.Env {
+		name, _, _ := strings.Cut(pair, "=")
+		if secretName.MatchString(name) && !slices.Contains(img.Config.Config.Env, pair) {
+			return fmt.Sprintf("its environment has %s, which may be a secret: none goes into a warm image", strconv.Quote(name))
+		}
+	}
+	return ""
+}
+
+// warmKey names all that what a container does depends on, but for who it is; empty when it is not to start warm. Only
+// the first start of a container can be: afterwards its disk is its own.
+func (c *ctr) warmKey(ctx context.Context, rec record) string {
+	n := c.node
+	if n.warmth == nil || rec.Config.Labels[warmLabel] != "true" || n.coldReason(rec) != "" {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(c.dir(), scratchName)); !errors.Is(err, fs.ErrNotExist) {
+		return ""
+	}
+	f, err := n.form(ctx)
+	if err != nil {
+		return ""
+	}
+	config, host := rec.Config, rec.HostConfig
+	config.Hostname, config.Image = "", ""
+	config.AttachStdin, config.AttachStdout, config.AttachStderr = false, false, false
+	config.Labels = map[string]string{}
+	for _, label := range []string{warmReadyLabel, warmAfterLabel} {
+		config.Labels[label] = rec.Config.Labels[label]
+	}
+	host.AutoRemove, host.RestartPolicy, host.LogConfig = false, container.RestartPolicy{}, container.LogConfig{}
+	host.ContainerIDFile, host.ConsoleSize = "", [2]uint{}
+	cpus, memory := runspec.VMSize(&rec.HostConfig, n.settings)
+	b, err := json.Marshal(struct {
+		Form   form
+		Image  string
+		Config container.Config
+		Host   container.HostConfig
+		CPUs   int
+		Memory int64
+	}{f, rec.ImageID, config, host, cpus, memory})
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
+// loadWarm returns the warm image of a key, for use until give. fs.ErrNotExist when there is none.
+func (n *Node) loadWarm(ctx context.Context, key string) (*warmImage, error) {
+	if i := n.warmth.take(key); i != nil {
+		return i, nil
+	}
+	dir := n.warmth.path(key)
+	var m warmManifest
+	if err := n.key.Verify(dir, &m); err != nil {
+		return nil, err
+	}
+	if m.Key != key {
+		return nil, errors.New("it is another one's")
+	}
+	from, err := n.load(ctx, m.savedManifest, dir, filepath.Join(dir, scratchName))
+	if err != nil {
+		return nil, err
+	}
+	n.warmth.keep(key, from)
+	if i := n.warmth.take(key); i != nil {
+		return i, nil
+	}
+	return nil, fs.ErrNotExist // pushed out at once by others
+}
+
+// startWarm brings the container up from the warm image of its key. nil without one, or when that fails: then the caller
+// starts it as ever, and nothing of the attempt is left. What undoes it is pushed.
+func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *undoStack) *sandbox.Sandbox {
+	n := c.node
+	i, err := n.loadWarm(ctx, key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var mine undoStack
+	var machine *sandbox.Sandbox
+	if err == nil {
+		defer n.warmth.give(i)
+		steps.done("load")
+		machine, err = c.warmUp(ctx, key, i, steps, &mine)
+	}
+	if err == nil {
+		undo.steps = append(undo.steps, mine.steps...)
+		return machine
+	}
+	log := n.options.Log.With("container", c.id)
+	mine.run(log)
+	if ctx.Err() == nil { // else it says nothing about the image
+		log.Warn("start from warm image; starting cold", "err", err)
+		if err := n.warmth.forget(key); err != nil {
+			log.Error("remove warm image", "err", err)
+		}
+	}
+	return nil
+}
+
+func (c *ctr) warmUp(ctx context.Context, key string, i *warmImage, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
+	if err := os.MkdirAll(c.dir(), 0o711); err != nil {
+		return nil, err
+	}
+	undo.push("disk", func() error { return os.RemoveAll(filepath.Join(c.dir(), scratchName)) })
+	if err := c.copyScratch(ctx, filepath.Join(c.node.warmth.path(key), scratchName)); err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	if err := os.Chtimes(filepath.Join(c.node.warmth.path(key), snapshot.ManifestName), now, now); err != nil {
+		return nil, err
+	}
+	return c.revive(ctx, i.from, revival{all: true}, steps, undo)
+}
