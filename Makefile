@@ -19,6 +19,8 @@ LDFLAGS    := -s -w -X $(V).Version=$(VERSION) -X $(V).GitCommit=$(COMMIT) -X $(
 # What a machine needs besides Go. `deps` installs what is missing, and asks nothing of apt when nothing is. The
 # scripts that make kernels and images look after their own needs.
 RUN_PACKAGES  := qemu-system-x86 e2fsprogs
+# The compiler of the programs on TAPs: its version is part of what they are. Installing it takes seconds.
+BPF_PACKAGES := clang-14 llvm-14
 TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev $(BPF_PACKAGES)
 
 # What cradle is held against by `make parity`. Installing them starts a system's dockerd where systemd runs.
@@ -65,9 +67,6 @@ debian-guests: build
 
 images: test-deps ## images for tests and benchmarks, in out/images
 	hack/images.sh $(OUT)/images $(IMAGES)
-
-# The compiler of the programs on TAPs: its version is part of what they are. Installing it takes seconds.
-BPF_PACKAGES := clang-14 llvm-14
 
 bpf: ## the programs on TAP devices, in network/bpf/tap.o (the same bytes wherever it runs)
 	$(call install_packages,$(BPF_PACKAGES))

@@ -1,0 +1,542 @@
+// Package network gives sandboxes their networks: IPAM, bridges, TAPs with a guard in front of everything, the firewall,
+// published ports and names. All of it outlasts the daemon, and Reconcile makes the host agree with what lives.
+//
+// # What a guest meets
+//
+// A guest's frames reach a TAP. The program on it (package bpf) drops what does not come from the MAC and addresses of the
+// endpoint; the bridge behind it learns nothing and floods nothing; the firewall keeps networks apart, the host closed and the
+// metadata range out of reach. The resolver at the gateway answers for the names of the networks that the asker is on.
+//
+// # Whose is what
+//
+// Several daemons may share a host's network namespace. What belongs to one state directory carries its mark: TAPs and
+// bridges in their names or aliases, the nftables table in its name.
+//
+// # Without root
+//
+// Open then returns Networks that know only None and User: the latter lives inside the monitor and is described by the
+// Endpoint that Attach returns.
+package network
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/dns"
+)
+
+// Options of Open.
+type Options struct {
+	Dir        string           // absolute; the state lives here, and its name is the mark of what is ours
+	Log        *slog.Logger     // nil: nothing is logged
+	Pools      []Pool           // of IPv4, for networks without a subnet of their own; nil: DefaultPools
+	Upstreams  []netip.AddrPort // resolvers to forward to; nil: the host's /etc/resolv.conf
+	Rootless   bool             // only None and User, whoever we are
+	ResolvConf string           // empty: /etc/resolv.conf
+}
+
+// Networks are all networks of one state directory. All methods may be called from any goroutine.
+type Networks struct {
+	log      *slog.Logger
+	dir      string
+	tag      string // four digits of the directory's hash
+	pools    []Pool
+	store    *store
+	links    *links
+	firewall *firewall
+	ports    *ports
+	names    *names
+	resolver dns.Options
+
+	mu        sync.Mutex
+	networks  map[string]*network  // by id
+	endpoints map[string]*Endpoint // by id
+	watching  *watch
+}
+
+// network is a Network and what this process keeps of it.
+type network struct {
+	Network
+	leases  []*leases // of Subnets, in their order
+	servers []*dns.Server
+}
+
+// Open reads the state and takes over what an earlier process has left: guards go on, leases are as they were, resolvers and
+// listeners are made again by Reconcile, which is to be called next.
+func Open(ctx context.Context, o Options) (*Networks, error) {
+	if !filepath.IsAbs(o.Dir) {
+		return nil, fail(ErrInvalid, "network state directory %q is not absolute", o.Dir)
+	}
+	hash := sha256.Sum256([]byte(filepath.Clean(o.Dir)))
+	n := &Networks{log: o.Log, dir: o.Dir, tag: hex.EncodeToString(hash[:2]), pools: o.Pools, networks: map[string]*network{},
+		endpoints: map[string]*Endpoint{}, names: newNames()}
+	if n.log == nil {
+		n.log = slog.New(slog.DiscardHandler)
+	}
+	if n.pools == nil {
+		n.pools = DefaultPools()
+	}
+	n.pools = append(slices.Clone(n.pools), localPool(seed(o.Dir)))
+	n.resolver = dns.Options{Log: n.log, Upstreams: o.Upstreams, ResolvConf: o.ResolvConf}
+	n.predefine()
+	if o.Rootless || os.Geteuid() != 0 {
+		return n, nil
+	}
+	if err := n.open(); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// seed is a number of this machine and directory.
+func seed(dir string) uint64 {
+	id, _ := os.ReadFile("/etc/machine-id") // without one, the directory has to do
+	sum := sha256.Sum256(append(id, dir...))
+	return binary.BigEndian.Uint64(sum[:])
+}
+
+// predefine puts in the networks that are always there.
+func (n *Networks) predefine() {
+	for name, driver := range map[string]string{None: "null", User: "user"} {
+		n.networks[n.fixedID(name)] = &network{Network: Network{ID: n.fixedID(name), Name: name, Driver: driver}}
+	}
+}
+
+func (n *Networks) fixedID(name string) string {
+	sum := sha256.Sum256([]byte(n.dir + "\x00" + name))
+	return hex.EncodeToString(sum[:])
+}
+
+func (n *Networks) open() error {
+	var err error
+	if n.store, err = openStore(n.dir); err != nil {
+		return err
+	}
+	n.links = &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}
+	n.firewall = &firewall{"cradle-" + n.tag}
+	n.ports = newPorts(n.log)
+	taps, err := n.links.taps()
+	if err != nil {
+		return err
+	}
+	var indexes []int
+	for _, t := range taps {
+		indexes = append(indexes, t.Attrs().Index)
+	}
+	if n.links.guards, err = bpf.Adopt(indexes); err != nil {
+		return err
+	}
+	f, err := n.store.networks()
+	if err != nil {
+		return err
+	}
+	for _, net := range f.Networks {
+		n.put(net)
+	}
+	if id := n.fixedID(Default); n.networks[id] == nil {
+		n.put(Network{ID: id, Name: Default, Driver: "bridge"})
+	}
+	all, err := n.store.endpoints()
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		if err := n.take(&e); err != nil {
+			n.log.Warn("an endpoint's lease is dropped", "endpoint", e.ID, "error", err)
+			if err := n.store.removeEndpoint(e.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// put keeps a network in memory.
+func (n *Networks) put(net Network) *network {
+	k := &network{Network: net}
+	for i := range k.Subnets {
+		k.leases = append(k.leases, newLeases(&k.Subnets[i]))
+	}
+	n.networks[net.ID] = k
+	return k
+}
+
+// take claims the leases of an endpoint that was found in the store.
+func (n *Networks) take(e *Endpoint) error {
+	net := n.networks[e.Network]
+	if net == nil {
+		return ErrNotFound
+	}
+	for i, l := range net.leases {
+		p := e.IPv4
+		if net.Subnets[i].Prefix.Addr().Is6() {
+			p = e.IPv6
+		}
+		if !p.IsValid() || !net.Subnets[i].Prefix.Contains(p.Addr()) || !l.claim(p.Addr()) {
+			return fail(ErrExists, "address %s is not of %s, or leased twice", p, net.Name)
+		}
+	}
+	n.endpoints[e.ID] = e
+	n.names.put(e)
+	return nil
+}
+
+// Close ends resolvers, listeners and the watch. What guests need stays in the kernel.
+func (n *Networks) Close() error {
+	n.stopWatching()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var errs []error
+	for _, net := range n.networks {
+		errs = append(errs, net.silence())
+	}
+	if n.ports != nil {
+		errs = append(errs, n.ports.closeAll(), n.links.guards.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Create makes a network and its bridge. Errors: ErrInvalid, ErrExists, ErrInUse (a predefined name), ErrExhausted,
+// ErrUnsupported.
+func (n *Networks) Create(ctx context.Context, s Spec) (Network, error) {
+	if n.store == nil {
+		return Network{}, fail(ErrUnsupported, "networks need root: the daemon runs as an ordinary user")
+	}
+	if err := s.check(); err != nil {
+		return Network{}, err
+	}
+	if s.IPv6 && !hasIPv6() {
+		return Network{}, fail(ErrInvalid, "IPv6 is switched off on this host")
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, net := range n.networks {
+		if net.Name == s.Name {
+			return Network{}, fail(ErrExists, "network with name %s already exists", s.Name)
+		}
+		if b := s.Options[OptionBridge]; b != "" && b == net.Bridge {
+			return Network{}, fail(ErrExists, "cannot create network: conflicts with network %s (%s): networks have same bridge name", net.ID, net.Name)
+		}
+	}
+	net := Network{ID: randomID(), Name: s.Name, Driver: "bridge", Created: time.Now().UTC(), IPv6: s.IPv6, Internal: s.Internal,
+		Labels: s.Labels, Options: s.Options, Bridge: s.Options[OptionBridge]}
+	if err := n.complete(&net, s.Subnets); err != nil {
+		return Network{}, err
+	}
+	k := n.put(net)
+	if err := n.realize(k); err != nil {
+		delete(n.networks, net.ID)
+		return Network{}, errors.Join(err, n.links.removeBridge(net.Bridge))
+	}
+	return net, nil
+}
+
+// complete fills in what the user left open: subnets, gateways, the bridge's name, the MTU.
+func (n *Networks) complete(net *Network, given []Subnet) error {
+	taken, err := n.taken()
+	if err != nil {
+		return err
+	}
+	families := []bool{true}
+	if net.IPv6 {
+		families = append(families, false)
+	}
+	for _, v4 := range families {
+		sub, err := n.choose(v4, given, taken)
+		if err != nil {
+			return err
+		}
+		net.Subnets = append(net.Subnets, sub)
+	}
+	if net.Bridge == "" {
+		net.Bridge = "cr" + n.tag + "-" + net.ID[:8]
+	}
+	net.MTU = hostMTU()
+	if m, err := strconv.Atoi(net.Options[OptionMTU]); err == nil {
+		net.MTU = m
+	}
+	return nil
+}
+
+// taken are the subnets that no new one may overlap with: networks' first, then the host's own ways.
+func (n *Networks) taken() (t struct{ ours, host []netip.Prefix }, err error) {
+	for _, net := range n.networks {
+		for _, s := range net.Subnets {
+			t.ours = append(t.ours, s.Prefix)
+		}
+	}
+	t.host, err = hostPrefixes()
+	return t, err
+}
+
+// choose returns a network's subnet of one family. One that the user gave may overlap with the host's routes only as docker's
+// may: not with another network's subnet, and not with an address range of an interface.
+func (n *Networks) choose(v4 bool, given []Subnet, taken struct{ ours, host []netip.Prefix }) (Subnet, error) {
+	var sub Subnet
+	for _, g := range given {
+		if g.Prefix.IsValid() && g.Prefix.Addr().Is4() == v4 {
+			sub = g
+			sub.Chosen, sub.OwnGate = true, g.Gateway.IsValid()
+		}
+	}
+	if !sub.Prefix.IsValid() {
+		p, ok := cut(n.pools, v4, slices.Concat(taken.ours, taken.host))
+		if !ok {
+			return sub, fail(ErrExhausted, "all predefined address pools have been fully subnetted")
+		}
+		sub.Prefix = p
+	} else if overlaps(sub.Prefix, slices.Concat(taken.ours, taken.host)) {
+		return sub, fail(ErrInvalid, "invalid pool request: Pool overlaps with other one on this address space")
+	}
+	l := newLeases(&sub)
+	if sub.Gateway.IsValid() {
+		for name, a := range sub.Aux {
+			if a == sub.Gateway {
+				return sub, fail(ErrInvalid, "failed to allocate gateway (%s): Address already in use by aux-address %s", a, name)
+			}
+		}
+		return sub, nil
+	}
+	gateway, ok := l.take()
+	if !ok {
+		return sub, fail(ErrExhausted, "failed to allocate gateway: no available addresses in %s", sub.Prefix)
+	}
+	sub.Gateway = gateway
+	return sub, nil
+}
+
+// realize makes what a new network needs on the host, and then keeps it. The store comes last but for the resolver: a crash
+// before leaves only what Reconcile removes.
+func (n *Networks) realize(net *network) error {
+	net.leases = nil
+	for i := range net.Subnets {
+		net.leases = append(net.leases, newLeases(&net.Subnets[i]))
+	}
+	if err := n.links.ensureBridge(&net.Network); err != nil {
+		return err
+	}
+	if !net.Internal {
+		if err := forward(net.IPv6); err != nil {
+			return err
+		}
+	}
+	if err := n.firewall.replace(n.hostState()); err != nil {
+		return err
+	}
+	if err := n.save(); err != nil {
+		return err
+	}
+	return n.serve(net)
+}
+
+// ready makes the default network when it is first used.
+func (n *Networks) ready(net *network) error {
+	if len(net.Subnets) > 0 {
+		return nil
+	}
+	made := net.Network
+	made.Created = time.Now().UTC()
+	if _, err := os.Stat("/sys/class/net/cradle0"); err != nil {
+		made.Bridge = "cradle0" // unless another daemon has it
+	}
+	if err := n.complete(&made, nil); err != nil {
+		return err
+	}
+	old := net.Network
+	net.Network = made
+	if err := n.realize(net); err != nil {
+		err = errors.Join(err, n.links.removeBridge(made.Bridge))
+		net.Network, net.leases = old, nil
+		return err
+	}
+	return nil
+}
+
+// save writes the networks that are not always there.
+func (n *Networks) save() error {
+	var f networksFile
+	for _, net := range n.networks {
+		if net.Driver == "bridge" && len(net.Subnets) > 0 {
+			f.Networks = append(f.Networks, net.Network)
+		}
+	}
+	slices.SortFunc(f.Networks, func(a, b Network) int { return strings.Compare(a.ID, b.ID) })
+	return n.store.putNetworks(f)
+}
+
+// hostState is what the firewall has to know.
+func (n *Networks) hostState() hostState {
+	var h hostState
+	for _, net := range n.networks {
+		if len(net.Subnets) > 0 {
+			h.networks = append(h.networks, net.Network)
+		}
+	}
+	for _, e := range n.endpoints {
+		h.ports = append(h.ports, portElements(e)...)
+	}
+	return h
+}
+
+// List returns all networks, by name.
+func (n *Networks) List() []Network {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []Network
+	for _, net := range n.networks {
+		if net.Driver == "user" && n.store != nil {
+			continue
+		}
+		all = append(all, net.Network)
+	}
+	slices.SortFunc(all, func(a, b Network) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Get finds a network by name, id or the beginning of one id. ErrNotFound, or ErrInvalid when the beginning fits several.
+func (n *Networks) Get(ref string) (Network, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	net, err := n.find(ref)
+	if err != nil {
+		return Network{}, err
+	}
+	return net.Network, nil
+}
+
+func (n *Networks) find(ref string) (*network, error) {
+	if net := n.networks[ref]; net != nil {
+		return net, nil
+	}
+	var found []*network
+	for _, net := range n.networks {
+		if net.Name == ref {
+			return net, nil
+		}
+		if ref != "" && strings.HasPrefix(net.ID, ref) {
+			found = append(found, net)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return nil, fail(ErrInvalid, "network %s is ambiguous (%d matches found on ID prefix)", ref, len(found))
+	case ref == Default && n.store == nil:
+		return nil, fail(ErrUnsupported, "networks need root: the daemon runs as an ordinary user")
+	}
+	return nil, fail(ErrNotFound, "network %s not found", ref)
+}
+
+// Remove removes a network. Errors: ErrNotFound; ErrInUse when it has endpoints or is predefined.
+func (n *Networks) Remove(ctx context.Context, ref string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	net, err := n.find(ref)
+	if err != nil {
+		return err
+	}
+	return n.remove(net)
+}
+
+func (n *Networks) remove(net *network) error {
+	if net.ID == n.fixedID(net.Name) {
+		return fail(ErrInUse, "%s is a pre-defined network and cannot be removed", net.Name)
+	}
+	var users []string
+	for _, e := range n.endpoints {
+		if e.Network == net.ID {
+			users = append(users, fmt.Sprintf("name:%q id:%q", e.Name, e.ID[:12]))
+		}
+	}
+	if len(users) > 0 {
+		slices.Sort(users)
+		return fail(ErrInUse, "error while removing network: network %s has active endpoints (%s)", net.Name, strings.Join(users, ", "))
+	}
+	delete(n.networks, net.ID)
+	if err := n.save(); err != nil {
+		n.networks[net.ID] = net
+		return err
+	}
+	return errors.Join(net.silence(), n.links.removeBridge(net.Bridge), n.firewall.replace(n.hostState()))
+}
+
+// Prune removes the networks that nobody uses and pick agrees to (nil: all of them), and returns their names.
+func (n *Networks) Prune(ctx context.Context, pick func(Network) bool) ([]string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	used := map[string]bool{}
+	for _, e := range n.endpoints {
+		used[e.Network] = true
+	}
+	var gone []string
+	for _, net := range n.networks {
+		if net.ID == n.fixedID(net.Name) || used[net.ID] || (pick != nil && !pick(net.Network)) {
+			continue
+		}
+		if err := n.remove(net); err != nil {
+			return gone, err
+		}
+		gone = append(gone, net.Name)
+	}
+	slices.Sort(gone)
+	return gone, nil
+}
+
+// MakeTAP makes a TAP that passes nothing yet, for Attach. It is persistent, made with IFF_VNET_HDR, and stays until
+// RemoveTAP, or until Reconcile is not told of it. ErrUnsupported as an ordinary user.
+func (n *Networks) MakeTAP(ctx context.Context) (string, error) {
+	if n.store == nil {
+		return "", fail(ErrUnsupported, "TAP devices need root: the daemon runs as an ordinary user")
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	return n.links.makeTAP()
+}
+
+// RemoveTAP removes a TAP and the endpoint that has it. Idempotent.
+func (n *Networks) RemoveTAP(ctx context.Context, name string) error {
+	if n.store == nil {
+		return nil
+	}
+	if !strings.HasPrefix(name, n.links.tapPrefix) {
+		return fail(ErrInvalid, "%s is not one of our TAPs", name)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, e := range n.endpoints {
+		if e.TAP == name {
+			if err := n.detach(e); err != nil {
+				return err
+			}
+		}
+	}
+	return n.links.removeTAP(name)
+}
+
+// Counters of an endpoint: what its guest has sent and what has reached it, and what was dropped of both and why.
+// ErrNotFound, ErrLost.
+func (n *Networks) Counters(endpoint string) (from, to bpf.Counters, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, index, err := n.tapOf(endpoint)
+	if err != nil {
+		return from, to, err
+	}
+	return n.links.guards.Counters(index)
+}

@@ -1,0 +1,194 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/cradlevm/cradle/network/bpf"
+)
+
+// Policy is what a container may send, and how much. The zero Policy allows all.
+type Policy struct {
+	Rules   []Rule     `json:"rules,omitempty"` // the first that matches decides
+	Names   []NameRule `json:"names,omitempty"` // allow what no rule denies, while our resolver's answer holds
+	Deny    bool       `json:"deny,omitzero"`   // what neither speaks of is denied, otherwise allowed
+	Egress  Rate       `json:"egress,omitzero"` // what the guest sends
+	Ingress Rate       `json:"ingress,omitzero"`
+}
+
+// Rate limits one direction; zeros are no limit. What is over it is dropped.
+type Rate struct {
+	BytesPerSecond   uint64        `json:"bytes_per_second,omitzero"`
+	PacketsPerSecond uint64        `json:"packets_per_second,omitzero"`
+	Burst            time.Duration `json:"burst,omitzero"` // of traffic at the full rate that may come at once; 0: 100 ms
+}
+
+// Rule speaks of the other side of a packet by its address.
+type Rule struct {
+	Allow    bool         `json:"allow"`
+	Prefix   netip.Prefix `json:"prefix"`
+	Protocol string       `json:"protocol,omitempty"` // "tcp", "udp", "icmp"; empty: any
+	Low      uint16       `json:"low,omitzero"`       // ports; 0 and 0: any
+	High     uint16       `json:"high,omitzero"`
+}
+
+// NameRule allows the addresses that a name stands for.
+type NameRule struct {
+	Name     string `json:"name"` // "example.org", or "*.example.org" for what is below it
+	Protocol string `json:"protocol,omitempty"`
+	Low      uint16 `json:"low,omitzero"`
+	High     uint16 `json:"high,omitzero"`
+}
+
+const maxNameRules = 256
+
+var domainPattern = regexp.MustCompile(`^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*$`)
+
+// Check reports the first thing in p that cannot be enforced, as ErrInvalid.
+func (p Policy) Check() error {
+	for _, r := range p.Rules {
+		if r.Prefix != r.Prefix.Masked() || r.Prefix.Addr().Is4In6() {
+			return fail(ErrInvalid, "invalid policy: %s is not a prefix", r.Prefix)
+		}
+		if err := checkPorts(r.Protocol, r.Low, r.High); err != nil {
+			return err
+		}
+	}
+	if err := bpf.CheckRules(p.rules()); err != nil {
+		return fail(ErrInvalid, "invalid policy: %v", err)
+	}
+	if len(p.Names) > maxNameRules {
+		return fail(ErrInvalid, "invalid policy: more than %d names", maxNameRules)
+	}
+	for _, r := range p.Names {
+		if len(r.Name) > 253 || !domainPattern.MatchString(r.Name) {
+			return fail(ErrInvalid, "invalid policy: %q is not a name", r.Name)
+		}
+		if err := checkPorts(r.Protocol, r.Low, r.High); err != nil {
+			return err
+		}
+		if len(p.namesOf(strings.ToLower(strings.TrimPrefix(r.Name, "*.")))) > bpf.MaxOpenRules ||
+			len(p.namesOf("x."+strings.ToLower(strings.TrimPrefix(r.Name, "*.")))) > bpf.MaxOpenRules {
+			return fail(ErrInvalid, "invalid policy: more than %d rules speak of %s", bpf.MaxOpenRules, r.Name)
+		}
+	}
+	for _, r := range []Rate{p.Egress, p.Ingress} {
+		if r.Burst < 0 || r.Burst > time.Minute || r.BytesPerSecond > 1<<40 || r.PacketsPerSecond > 1e9 {
+			return fail(ErrInvalid, "invalid policy: a rate is out of bounds")
+		}
+	}
+	return nil
+}
+
+func checkPorts(protocol string, low, high uint16) error {
+	if _, ok := protocolNumber(protocol); !ok {
+		return fail(ErrInvalid, "invalid policy: protocol %q is none of tcp, udp, icmp", protocol)
+	}
+	if high < low || (protocol == "icmp" && high > 0) {
+		return fail(ErrInvalid, "invalid policy: ports %d to %d", low, high)
+	}
+	return nil
+}
+
+func protocolNumber(name string) (byte, bool) {
+	n, ok := map[string]byte{"": 0, "icmp": 1, "tcp": 6, "udp": 17}[name]
+	return n, ok
+}
+
+// empty tells whether nothing is asked of a packet but its rate.
+func (p Policy) empty() bool { return len(p.Rules) == 0 && len(p.Names) == 0 && !p.Deny }
+
+func (p Policy) rules() []bpf.Rule {
+	var all []bpf.Rule
+	for _, r := range p.Rules {
+		n, _ := protocolNumber(r.Protocol)
+		all = append(all, bpf.Rule{Allow: r.Allow, Prefix: r.Prefix, Protocol: n, Low: r.Low, High: r.High})
+	}
+	return all
+}
+
+// namesOf are the rules that speak of a name in lower case.
+func (p Policy) namesOf(name string) []NameRule {
+	var all []NameRule
+	for _, r := range p.Names {
+		want := strings.ToLower(r.Name)
+		below, any := strings.CutPrefix(want, "*.")
+		if name == want || (any && strings.HasSuffix(name, "."+below)) {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// SetPolicy changes an endpoint's policy; it is in force on return, for conversations that have begun too.
+// Errors: ErrNotFound, ErrInvalid, ErrLost.
+func (n *Networks) SetPolicy(ctx context.Context, endpoint string, p Policy) error {
+	if err := p.Check(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e, index, err := n.tapOf(endpoint)
+	if err != nil {
+		return err
+	}
+	old := e.Policy
+	e.Policy = p
+	if err := n.store.putEndpoint(*e); err != nil {
+		e.Policy = old
+		return err
+	}
+	n.names.put(e)
+	return n.links.assign(&n.networks[e.Network].Network, e, index)
+}
+
+// tapOf finds an endpoint and the index of its interface.
+func (n *Networks) tapOf(endpoint string) (*Endpoint, int, error) {
+	e := n.endpoints[endpoint]
+	if e == nil {
+		return nil, 0, fail(ErrNotFound, "endpoint %s not found", endpoint)
+	}
+	link, err := netlink.LinkByName(e.TAP)
+	if notFound(err) {
+		return nil, 0, fmt.Errorf("%w: %s of %s", ErrLost, e.TAP, e.Name)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("find TAP %s: %w", e.TAP, err)
+	}
+	return e, link.Attrs().Index, nil
+}
+
+// maxOpened bounds the addresses that names have opened for one endpoint: a guest can ask for as many as it likes.
+const maxOpened = 1024
+
+// opened lets a guest reach what the resolver is about to answer.
+func (n *Networks) opened(endpoint, tap string, rules []NameRule, addresses []netip.Addr, ttl time.Duration) {
+	link, err := netlink.LinkByName(tap)
+	if err != nil {
+		return
+	}
+	index := link.Attrs().Index
+	open, err := n.links.guards.Expire()
+	if err != nil || open[index] >= maxOpened {
+		n.log.Warn("a name opens no more addresses", "endpoint", endpoint, "open", open[index], "error", err)
+		return
+	}
+	var list []bpf.Rule
+	for _, r := range rules {
+		protocol, _ := protocolNumber(r.Protocol)
+		list = append(list, bpf.Rule{Allow: true, Protocol: protocol, Low: r.Low, High: r.High})
+	}
+	list = slices.Clip(list)
+	for _, a := range addresses {
+		if err := n.links.guards.Open(index, a, ttl, list); err != nil {
+			n.log.Warn("an address could not be opened", "endpoint", endpoint, "address", a, "error", err)
+		}
+	}
+}

@@ -1,0 +1,232 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/cradlevm/cradle/network/dns"
+)
+
+// Live is what Reconcile leaves alone.
+type Live struct {
+	Sandboxes []string // whose endpoints stay
+	TAPs      []string // that stay without an endpoint, such as the pool's
+}
+
+// Report is what Reconcile has found.
+type Report struct {
+	Removed []string // interfaces and endpoints of nobody
+	Made    []string // what a live one missed and has again
+	Lost    []string // endpoints whose TAP is gone: a running machine cannot be given another
+}
+
+// Reconcile makes the host agree with what lives: endpoints, TAPs, bridges and rules of nobody are removed; bridges, rules,
+// guards, resolvers and listeners that a live endpoint misses are made again. Call it after Open, and whenever in doubt;
+// from the first call on, a watch does the latter part by itself when somebody changes interfaces or rules. As an
+// ordinary user it does nothing.
+func (n *Networks) Reconcile(ctx context.Context, live Live) (Report, error) {
+	var r Report
+	if n.store == nil {
+		return r, nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	errs := []error{n.removeDead(live, &r), n.repair(&r)}
+	n.startWatching()
+	return r, errors.Join(errs...)
+}
+
+// removeDead removes what nobody owns.
+func (n *Networks) removeDead(live Live, r *Report) error {
+	var errs []error
+	keep := map[string]bool{}
+	for _, t := range live.TAPs {
+		keep[t] = true
+	}
+	for _, e := range n.endpoints {
+		if slices.Contains(live.Sandboxes, e.Sandbox) {
+			keep[e.TAP] = true
+			continue
+		}
+		if err := n.detach(e); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.Removed = append(r.Removed, "endpoint "+e.ID)
+	}
+	taps, err := n.links.taps()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	indexes := map[int]bool{}
+	for name, link := range taps {
+		if keep[name] {
+			indexes[link.Attrs().Index] = true
+			continue
+		}
+		if err := n.links.removeTAP(name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.Removed = append(r.Removed, "interface "+name)
+	}
+	bridges, err := n.links.bridges()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, net := range n.networks {
+		delete(bridges, net.Bridge)
+	}
+	for name := range bridges {
+		if err := n.links.removeBridge(name); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.Removed = append(r.Removed, "interface "+name)
+	}
+	assigned, err := n.links.guards.Assigned()
+	for _, i := range assigned {
+		if !indexes[i] {
+			errs = append(errs, n.links.guards.Forget(i))
+		}
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// repair makes again what is missing. It changes nothing where all is well.
+func (n *Networks) repair(r *Report) error {
+	var errs []error
+	v6 := false
+	routed := false
+	for _, net := range n.networks {
+		if len(net.Subnets) == 0 {
+			continue
+		}
+		routed = routed || !net.Internal
+		v6 = v6 || (net.IPv6 && !net.Internal)
+		if _, err := netlink.LinkByName(net.Bridge); notFound(err) {
+			r.Made = append(r.Made, "interface "+net.Bridge)
+		}
+		if err := n.links.ensureBridge(&net.Network); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, n.serve(net))
+	}
+	if routed {
+		errs = append(errs, forward(v6))
+	}
+	if h := n.hostState(); len(h.networks) > 0 && !n.firewall.intact(h) {
+		if err := n.firewall.replace(h); err != nil {
+			errs = append(errs, err)
+		} else {
+			r.Made = append(r.Made, "firewall")
+		}
+	} else if len(h.networks) == 0 {
+		if there, err := n.firewall.exists(); err == nil && there {
+			errs = append(errs, n.firewall.remove())
+			r.Removed = append(r.Removed, "firewall")
+		}
+	}
+	taps, err := n.links.taps()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for name, tap := range taps { // those of older versions too, and those without an endpoint
+		if !n.links.guards.Guarded(tap.Attrs().Index) {
+			errs = append(errs, n.guardAgain(name, tap, r))
+		}
+	}
+	for _, e := range n.endpoints {
+		tap, there := taps[e.TAP]
+		if !there {
+			r.Lost = append(r.Lost, e.ID)
+			continue
+		}
+		net := n.networks[e.Network]
+		if !n.links.connected(&net.Network, e, tap) {
+			if err := n.links.connect(&net.Network, e); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			r.Made = append(r.Made, "endpoint "+e.ID)
+		}
+		if err := n.ports.resume(e); err != nil {
+			n.log.Warn("a published port is not reachable from loopback", "endpoint", e.ID, "error", err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// guardAgain puts our programs on a TAP that has none or other ones; its endpoint's entry is there before they are.
+func (n *Networks) guardAgain(name string, tap netlink.Link, r *Report) error {
+	for _, e := range n.endpoints {
+		if e.TAP == name {
+			if err := n.links.assign(&n.networks[e.Network].Network, e, tap.Attrs().Index); err != nil {
+				return err
+			}
+		}
+	}
+	if err := n.links.guards.Guard(tap.Attrs().Index); err != nil {
+		return fmt.Errorf("guard %s: %w", name, err)
+	}
+	r.Made = append(r.Made, "guard of "+name)
+	return nil
+}
+
+// serve starts a network's resolvers; those that run go on.
+func (n *Networks) serve(net *network) error {
+	if len(net.servers) > 0 {
+		return nil
+	}
+	n.names.mu.Lock()
+	n.names.opened = n.opened
+	n.names.mu.Unlock()
+	for _, s := range net.Subnets {
+		server, err := dns.Serve(netip.AddrPortFrom(s.Gateway, 53), directory{n.names, net.ID}, n.resolver)
+		if err != nil {
+			return errors.Join(fmt.Errorf("network %s: %w", net.Name, err), net.silence())
+		}
+		net.servers = append(net.servers, server)
+	}
+	return nil
+}
+
+// silence ends a network's resolvers.
+func (net *network) silence() error {
+	var errs []error
+	for _, s := range net.servers {
+		errs = append(errs, s.Close())
+	}
+	net.servers = nil
+	return errors.Join(errs...)
+}
+
+// Reset removes everything from the host and the store, networks too; endpoints whose sandboxes live lose their network.
+// The Networks are of no use afterwards but for Close.
+func (n *Networks) Reset(ctx context.Context) error {
+	if n.store == nil {
+		return nil
+	}
+	n.stopWatching()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var errs []error
+	for _, e := range n.endpoints {
+		errs = append(errs, n.detach(e))
+	}
+	for id, net := range n.networks {
+		errs = append(errs, net.silence())
+		delete(n.networks, id)
+	}
+	var r Report
+	errs = append(errs, n.removeDead(Live{}, &r), n.firewall.remove(), n.save())
+	n.log.Info("networks are reset", "removed", strings.Join(r.Removed, ", "))
+	return errors.Join(errs...)
+}

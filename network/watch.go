@@ -1,0 +1,130 @@
+package network
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// settle is how long changes are let gather before they are looked at: a reload of a firewall is many messages.
+const settle = 200 * time.Millisecond
+
+// rtnlgrpLink and nfnlgrpNFTables are the groups of netlink that tell of interfaces and of nftables.
+const rtnlgrpLink, nfnlgrpNFTables = 1, 7
+
+// watch listens for changes of interfaces and rules by whomever, and has them repaired.
+type watch struct {
+	stop    chan struct{}
+	poke    chan struct{}
+	sockets []*os.File
+	running sync.WaitGroup
+}
+
+// startWatching is called with n.mu held. Without the kernel's messages there is a look every minute only.
+func (n *Networks) startWatching() {
+	if n.watching != nil {
+		return
+	}
+	w := &watch{stop: make(chan struct{}), poke: make(chan struct{}, 1)}
+	for protocol, group := range map[int]int{unix.NETLINK_ROUTE: rtnlgrpLink, unix.NETLINK_NETFILTER: nfnlgrpNFTables} {
+		socket, err := subscribe(protocol, group)
+		if err != nil {
+			n.log.Warn("changes of the host's network are not told", "error", err)
+			continue
+		}
+		w.sockets = append(w.sockets, socket)
+		w.running.Go(func() { w.listen(socket) })
+	}
+	w.running.Go(func() { n.keepRepaired(w) })
+	n.watching = w
+}
+
+// stopWatching must be called without n.mu.
+func (n *Networks) stopWatching() {
+	n.mu.Lock()
+	w := n.watching
+	n.watching = nil
+	n.mu.Unlock()
+	if w == nil {
+		return
+	}
+	close(w.stop)
+	for _, s := range w.sockets {
+		s.Close()
+	}
+	w.running.Wait()
+}
+
+// poke has the watch look soon. It is called with n.mu held.
+func (n *Networks) poke() {
+	if n.watching != nil {
+		n.watching.wake()
+	}
+}
+
+func (w *watch) wake() {
+	select {
+	case w.poke <- struct{}{}:
+	default:
+	}
+}
+
+func subscribe(protocol, group int) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, group)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "netlink"), nil
+}
+
+// listen wakes the watch at every message, whatever it says: what is the case is found by looking. That messages were lost
+// is a message too.
+func (w *watch) listen(socket *os.File) {
+	buf := make([]byte, 1<<16)
+	for {
+		_, err := socket.Read(buf)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return // closed
+		}
+		w.wake()
+	}
+}
+
+func (n *Networks) keepRepaired(w *watch) {
+	slow := time.NewTicker(time.Minute)
+	defer slow.Stop()
+	for {
+		select {
+		case <-w.stop:
+			return
+		case <-slow.C:
+		case <-w.poke:
+			select {
+			case <-w.stop:
+				return
+			case <-time.After(settle):
+			}
+		}
+		var r Report
+		n.mu.Lock()
+		err := n.repair(&r)
+		n.mu.Unlock()
+		if err != nil {
+			n.log.Error("networks could not be repaired", "error", err)
+		}
+		if len(r.Made) > 0 {
+			n.log.Warn("somebody has changed the host's network; ours is repaired", "made", r.Made)
+		}
+	}
+}
