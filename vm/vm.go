@@ -149,8 +149,9 @@ type Checkpointer interface {
 	// Checkpoint saves memory, processors and devices into the host's memory. Once the processors stand still and all
 	// writes to disks have reached their files it calls still, which copies the disks; then the VM goes on as it was
 	// before, whatever still or the saving has come to. pause is for how long it stood still (0 when it already did).
-	// The disks of c in Saved.Restore must be those of now: the same serials in the same order, over copies of the
-	// files as still saw them. Errors: still's; ErrExited; what the monitor said.
+	// still must not call the VM's methods, and disks are neither plugged nor unplugged meanwhile.
+	// The disks of c in Saved.Restore must be those of now: the same serials, over copies of the files as still saw them.
+	// Errors: still's; ErrExited; what the monitor said.
 	Checkpoint(ctx context.Context, still func(context.Context) error) (s Saved, pause time.Duration, err error)
 }
 
@@ -183,11 +184,16 @@ type Restorer interface {
 
 // Saved is loaded state, from which any number of VMs may be started, also at the same time.
 type Saved interface {
-	// Digest is a hex sha256 over all of it. It depends on the contents only, not on where a file has holes.
+	// Digest is a hex sha256 over all of it. It depends on the contents only, not on where a file has holes. For a
+	// checkpoint, all of the memory is read for it, once.
 	Digest() string
+	// Write writes it into dir, an existing empty directory, so that Restorer.Load finds it there, and syncs it.
+	// On error what is in dir is of no use.
+	Write(ctx context.Context, dir string) error
 	// Restore is Driver.Start, except that the guest goes on from where it was saved. Its memory is private to it,
 	// copied when written. c must have the CPUs, Memory, Accel, and as many NICs as the VM that was saved, its Kernel
-	// (which does not boot), and its disks (none after Snapshot); Savable, Initrd and Cmdline do not matter.
+	// (which does not boot), and its disks (none after Snapshot); Savable, Initrd and Cmdline do not matter. The guest
+	// runs, also one that stood still when it was saved.
 	// Errors: as Start; what the monitor said when it does not take the state. On error nothing is left behind.
 	Restore(ctx context.Context, c Config) (VM, error)
 	// Close forgets the state; VMs restored from it go on.

@@ -49,14 +49,14 @@ type launch struct {
 // connected first, the disks are plugged, nothing of the console is missed. A guest that is restored runs as soon as
 // its state has been read, which the monitor asks for (-incoming defer).
 func (l *launch) args() []string {
-	mib := l.memory >> 20
-	ram := fmt.Sprintf("memory-backend-ram,id=%s,size=%dM", memoryID, mib)
+	kib := l.memory >> 10
+	ram := fmt.Sprintf("memory-backend-ram,id=%s,size=%dK", memoryID, kib)
 	if l.ram != 0 {
 		share := "on"
 		if l.restore {
 			share = "off"
 		}
-		ram = fmt.Sprintf("memory-backend-file,id=%s,size=%dM,share=%s,mem-path=%s", memoryID, mib, share, fdPath(l.ram))
+		ram = fmt.Sprintf("memory-backend-file,id=%s,size=%dK,share=%s,mem-path=%s", memoryID, kib, share, fdPath(l.ram))
 	}
 	begin := []string{"-S"}
 	if l.restore {
@@ -68,7 +68,7 @@ func (l *launch) args() []string {
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-machine", l.machine(),
-		"-m", fmt.Sprintf("%dM", mib),
+		"-m", fmt.Sprintf("%dK", kib),
 		"-object", ram,
 		"-smp", fmt.Sprint(l.cpus),
 	}
@@ -152,6 +152,19 @@ func (l *launch) kernelWords() []string {
 		words = append(words, "noreplace-smp")
 	}
 	return append(words, slices.Clone(l.cmdline)...)
+}
+
+// oddMemory is what a guest's memory under TCG has beyond what was asked for, in bytes: as little as QEMU takes that is no
+// multiple of 256 KiB. A live migration looks for the pages that the guest has written to by the word otherwise, 64 at
+// a time, and then does not make the processors tell of later writes to pages that it had already noted: it loses them.
+const oddMemory = 8 << 10
+
+// ramSize is how much memory a guest gets, in bytes.
+func ramSize(accel string, asked int64) int64 {
+	if accel == vm.AccelTCG {
+		return asked + oddMemory
+	}
+	return asked
 }
 
 func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

@@ -57,6 +57,27 @@ func (t *diskTable) reserve(serial string) (slot int, err error) {
 	return slot, nil
 }
 
+// restore takes the slots that disks had when the VM was saved.
+func (t *diskTable) restore(form shape) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.next = form.Slot
+	for _, d := range form.Disks {
+		t.disks[d.Serial], t.used[d.Slot] = &diskEntry{slot: d.Slot, busy: true}, true
+	}
+}
+
+// saved lists the disks that are there, by slot. None is on its way in or out.
+func (t *diskTable) saved() (disks []savedDisk, next int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for serial, e := range t.disks {
+		disks = append(disks, savedDisk{serial, e.slot})
+	}
+	slices.SortFunc(disks, func(a, b savedDisk) int { return a.Slot - b.Slot })
+	return disks, t.next
+}
+
 // free is a free slot, on a target of its own while there are such; -1 when there is none. t.mu is held.
 func (t *diskTable) free() int {
 	if i := slices.Index(t.used[t.next:targets], false); i >= 0 {
@@ -117,13 +138,15 @@ func (m *machine) Plug(ctx context.Context, d vm.Disk) error {
 		return err
 	}
 	defer f.Close()
+	m.steady.RLock()
+	defer m.steady.RUnlock()
 	if err := m.plug(ctx, d, f); err != nil {
 		return m.explain(fmt.Errorf("plug disk %s: %w", d.Serial, err))
 	}
 	return nil
 }
 
-func (m *machine) plug(ctx context.Context, d vm.Disk, f *os.File) (err error) {
+func (m *machine) plug(ctx context.Context, d vm.Disk, f *os.File) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -131,6 +154,11 @@ func (m *machine) plug(ctx context.Context, d vm.Disk, f *os.File) (err error) {
 	if err != nil {
 		return err
 	}
+	return m.plugAt(ctx, slot, d, f)
+}
+
+// plugAt plugs a disk into a slot that has been reserved for it.
+func (m *machine) plugAt(ctx context.Context, slot int, d vm.Disk, f *os.File) (err error) {
 	defer func() {
 		if err != nil {
 			m.disks.release(d.Serial)
@@ -183,6 +211,8 @@ func (m *machine) addNode(ctx context.Context, slot int, d vm.Disk, f *os.File) 
 // same. It takes some 60 ms, which QEMU waits for company before it frees a device; so disks had better be unplugged
 // at the same time than one after the other.
 func (m *machine) Unplug(ctx context.Context, serial string) error {
+	m.steady.RLock()
+	defer m.steady.RUnlock()
 	slot, err := m.disks.take(serial)
 	if err != nil {
 		return fmt.Errorf("unplug disk %s: %w", serial, err)

@@ -113,7 +113,7 @@ func (d *Driver) Start(ctx context.Context, c vm.Config) (vm.VM, error) {
 }
 
 // run starts QEMU with what open opens, and then its guest by begin.
-func (d *Driver) run(ctx context.Context, c vm.Config, open func(vm.Config) (*inputs, error),
+func (d *Driver) run(ctx context.Context, c vm.Config, open func(c vm.Config, accel string) (*inputs, error),
 	begin func(context.Context, *machine, *inputs) error) (_ vm.VM, err error) {
 	if err := c.Check(); err != nil {
 		return nil, err
@@ -128,15 +128,15 @@ func (d *Driver) run(ctx context.Context, c vm.Config, open func(vm.Config) (*in
 			err = fmt.Errorf("start VM %s: %w", c.ID, err)
 		}
 	}()
-	in, err := open(c)
-	if err != nil {
-		return nil, err
-	}
-	defer in.close()
 	accel, err := d.choose(c.Accel)
 	if err != nil {
 		return nil, err
 	}
+	in, err := open(c, accel)
+	if err != nil {
+		return nil, err
+	}
+	defer in.close()
 	q, err := d.qemu()
 	if err != nil {
 		return nil, err
@@ -155,7 +155,7 @@ func (d *Driver) run(ctx context.Context, c vm.Config, open func(vm.Config) (*in
 	if err != nil {
 		return nil, err
 	}
-	m, err := takeCharge(ctx, c, proc, in, begin)
+	m, err := d.takeCharge(ctx, c, proc, in, begin)
 	if err != nil {
 		err = withWords(err, proc)
 		proc.kill()
@@ -168,9 +168,9 @@ func (d *Driver) run(ctx context.Context, c vm.Config, open func(vm.Config) (*in
 }
 
 // takeCharge connects to a QEMU that waits with its guest not yet running, and lets it run by begin.
-func takeCharge(ctx context.Context, c vm.Config, proc *process, in *inputs,
+func (d *Driver) takeCharge(ctx context.Context, c vm.Config, proc *process, in *inputs,
 	begin func(context.Context, *machine, *inputs) error) (*machine, error) {
-	m, err := open(ctx, c, proc)
+	m, err := d.open(ctx, c, proc)
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +180,6 @@ func takeCharge(ctx context.Context, c vm.Config, proc *process, in *inputs,
 	}
 	if c.Savable && !in.restore {
 		m.ram, in.ram = in.ram, nil // the machine's from here on
-		m.cpus = c.CPUs
 	}
 	return m, nil
 }
@@ -227,12 +226,12 @@ func (d *Driver) attach(ctx context.Context, c vm.Config) (*machine, error) {
 		}
 		return nil, err
 	}
-	m, err := open(ctx, c, proc)
+	m, err := d.open(ctx, c, proc)
 	var state string
 	if err == nil {
 		state, err = m.state(ctx)
 		if err == nil && !unfinished(state) {
-			err = m.readDisks(ctx)
+			err = errors.Join(m.readDisks(ctx), m.goOn(ctx, state))
 		}
 		if err != nil {
 			m.abandon()

@@ -18,7 +18,7 @@ type inputs struct {
 	restore        bool       // the guest goes on from saved state, with a private copy of ram
 }
 
-func (d *Driver) openInputs(c vm.Config) (_ *inputs, err error) {
+func (d *Driver) openInputs(c vm.Config, accel string) (_ *inputs, err error) {
 	in := &inputs{}
 	defer func() {
 		if err != nil {
@@ -38,7 +38,7 @@ func (d *Driver) openInputs(c vm.Config) (_ *inputs, err error) {
 	}
 	if c.Savable {
 		if in.ram, err = memoryFile("cradle-ram"); err == nil {
-			err = in.ram.Truncate(c.Memory)
+			err = in.ram.Truncate(ramSize(accel, c.Memory))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("make memory that can be saved: %w", err)
@@ -89,7 +89,7 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 	}
 	l := launch{
 		binary: q.binary, version: q.version, id: c.ID, accel: accel,
-		cpus: c.CPUs, memory: c.Memory, cmdline: c.Cmdline, initrd: -1, restore: in.restore,
+		cpus: c.CPUs, memory: ramSize(accel, c.Memory), cmdline: c.Cmdline, initrd: -1, restore: in.restore,
 	}
 	if accel == vm.AccelTCG {
 		l.tscKHz, l.count = d.tscKHz(), d.count

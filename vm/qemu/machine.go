@@ -19,6 +19,7 @@ import (
 
 // machine is one running QEMU. It implements vm.VM and all the powers that package vm has a name for.
 type machine struct {
+	driver      *Driver
 	id, dir     string
 	nics        []vm.NIC
 	proc        *process
@@ -29,24 +30,28 @@ type machine struct {
 	disks     diskTable
 	deletions deletions
 	migration migration
-	ram       *os.File // the guest's memory; nil when it cannot be saved
-	cpus      int      // when ram is there
+	ram       *os.File // the guest's memory; nil when Snapshot cannot save it
+	cpus      int
+
+	// steady is held to write by who needs the devices and the processors left as they are, to read by who changes them.
+	steady sync.RWMutex
 
 	mu      sync.Mutex
-	asked   bool                // Shutdown or Kill has been called: the end is no error
-	reason  string              // the monitor's word for why the guest ended; empty when it has not said
-	streams map[string]net.Conn // the one connection to each socket
+	asked   bool                 // Shutdown or Kill has been called: the end is no error
+	reason  string               // the monitor's word for why the guest ended; empty when it has not said
+	streams map[string]net.Conn  // the one connection to each socket
+	stood   map[string]time.Time // when it last stopped and resumed, by the event's name
 
 	done chan struct{}
 	err  error // what Wait returns; set before done is closed
 }
 
 // open connects to a running QEMU and takes charge of it. On failure the process is not touched.
-func open(ctx context.Context, c vm.Config, proc *process) (_ *machine, err error) {
-	m := &machine{id: c.ID, dir: c.Dir, nics: c.NICs, proc: proc, done: make(chan struct{}), streams: map[string]net.Conn{}}
+func (d *Driver) open(ctx context.Context, c vm.Config, proc *process) (_ *machine, err error) {
+	m := &machine{driver: d, id: c.ID, dir: c.Dir, nics: c.NICs, cpus: c.CPUs, proc: proc, done: make(chan struct{}), streams: map[string]net.Conn{}}
+	m.stood = map[string]time.Time{}
 	m.disks.disks = map[string]*diskEntry{}
 	m.deletions.waiting = map[string]chan struct{}{}
-	m.migration.ended = make(chan struct{})
 	var undone undo
 	defer func() {
 		if err != nil {
@@ -103,13 +108,12 @@ func (m *machine) event(e event) {
 		if json.Unmarshal(e.Data, &data) == nil && data.Device != "" {
 			m.deletions.happened(data.Device)
 		}
-	case "MIGRATION":
-		var data struct {
-			Status string `json:"status"`
-		}
-		if json.Unmarshal(e.Data, &data) == nil {
-			m.migration.became(data.Status)
-		}
+	case "MIGRATION", "MIGRATION_PASS":
+		m.migration.event(e)
+	case "STOP", "RESUME":
+		m.mu.Lock()
+		m.stood[e.Name] = e.At
+		m.mu.Unlock()
 	case "SHUTDOWN":
 		var data struct {
 			Reason string `json:"reason"`
@@ -195,7 +199,7 @@ const quoted = 4 << 10
 
 // removeTraces removes what only a running VM needs from its directory.
 func removeTraces(dir string) {
-	names := []string{monitorSocket, consoleSocket, agentSocket, recordName}
+	names := []string{monitorSocket, consoleSocket, agentSocket, recordName, interruptedName}
 	for i := range vm.MaxNICs {
 		names = append(names, nicSocket(i))
 	}
@@ -285,6 +289,8 @@ func (m *machine) Console(max int) []byte { return m.console.Tail(max) }
 
 // Pause implements vm.Pauser.
 func (m *machine) Pause(ctx context.Context) error {
+	m.steady.RLock()
+	defer m.steady.RUnlock()
 	if err := m.mon.run(ctx, "stop", nil); err != nil {
 		return m.explain(fmt.Errorf("pause VM %s: %w", m.id, err))
 	}
@@ -293,6 +299,8 @@ func (m *machine) Pause(ctx context.Context) error {
 
 // Resume implements vm.Pauser.
 func (m *machine) Resume(ctx context.Context) error {
+	m.steady.RLock()
+	defer m.steady.RUnlock()
 	if err := m.mon.run(ctx, "cont", nil); err != nil {
 		return m.explain(fmt.Errorf("resume VM %s: %w", m.id, err))
 	}

@@ -120,7 +120,7 @@ func TestHalfStarted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, recorded := range []bool{true, false} {
-		in, err := d.openInputs(c)
+		in, err := d.openInputs(c, vm.AccelTCG)
 		if err != nil {
 			t.Fatal(err)
 		}

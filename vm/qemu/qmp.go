@@ -45,6 +45,7 @@ type monitor struct {
 type event struct {
 	Name string
 	Data json.RawMessage
+	At   time.Time
 }
 
 // reply answers one command.
@@ -69,6 +70,10 @@ type monitorMessage struct {
 	Error    *monitorError   `json:"error"`
 	Event    string          `json:"event"`
 	Data     json.RawMessage `json:"data"`
+	At       struct {
+		Seconds      int64 `json:"seconds"`
+		Microseconds int64 `json:"microseconds"`
+	} `json:"timestamp"`
 }
 
 // openMonitor greets the monitor at the other end of conn, which then belongs to it. onEvent is called for each
@@ -112,7 +117,7 @@ func (m *monitor) read(greeted chan<- struct{}) {
 			close(greeted)
 			greeted = nil
 		case msg.Event != "":
-			m.onEvent(event{Name: msg.Event, Data: msg.Data})
+			m.onEvent(event{Name: msg.Event, Data: msg.Data, At: time.Unix(msg.At.Seconds, 1000*msg.At.Microseconds)})
 		case msg.ID != nil:
 			m.answer(*msg.ID, msg)
 		}

@@ -3,8 +3,6 @@ package qemu
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -12,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"github.com/cradlevm/cradle/vm"
 )
@@ -19,7 +18,7 @@ import (
 // Bounds of a snapshot's small files, in bytes. The devices' state is some 60 KiB.
 const (
 	maxState = 16 << 20
-	maxShape = 4 << 10
+	maxShape = 1 << 20 // some 70 a disk
 )
 
 // modelName finds the processor's name in /proc/cpuinfo.
@@ -50,18 +49,6 @@ func (d *Driver) StateVersion(context.Context) (string, error) {
 	return fmt.Sprintf("%s; %s; %s; %s; %s; %s", q.build, l.machine(), l.processor(), l.kernelWords(), host, nicArg{}.args(0)), nil
 }
 
-// saved is a loaded snapshot. The memory is a sealed file: QEMU opens it for reading and writing, as it must to get a
-// private writable mapping of it, and can write only there.
-type saved struct {
-	driver *Driver
-	dir    string // it was read from; for errors
-	memory *os.File
-	size   int64
-	state  []byte
-	shape  shape
-	digest string
-}
-
 // Load implements vm.Restorer.
 func (d *Driver) Load(ctx context.Context, dir string) (vm.Saved, error) {
 	s, err := d.load(ctx, dir)
@@ -72,19 +59,18 @@ func (d *Driver) Load(ctx context.Context, dir string) (vm.Saved, error) {
 }
 
 func (d *Driver) load(ctx context.Context, dir string) (_ *saved, err error) {
-	s := &saved{driver: d, dir: dir}
+	s := &saved{driver: d, from: "from " + dir}
 	if s.state, err = readBounded(filepath.Join(dir, savedState), maxState); err != nil {
 		return nil, err
 	}
-	form, err := readBounded(filepath.Join(dir, savedShape), maxShape)
-	if err != nil {
+	if s.form, err = readBounded(filepath.Join(dir, savedShape), maxShape); err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(form, &s.shape); err != nil {
+	if err := json.Unmarshal(s.form, &s.shape); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", vm.ErrInvalid, savedShape, err)
 	}
-	if s.shape.Slot < 0 || s.shape.Slot >= targets {
-		return nil, fmt.Errorf("%w: %s: slot %d", vm.ErrInvalid, savedShape, s.shape.Slot)
+	if err := s.shape.check(); err != nil {
+		return nil, err
 	}
 	memory, err := os.Open(filepath.Join(dir, savedMemory))
 	if err != nil {
@@ -95,14 +81,10 @@ func (d *Driver) load(ctx context.Context, dir string) (_ *saved, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.size = info.Size(); s.size < vm.MinMemory || s.size > vm.MaxMemory {
+	if s.size = info.Size(); s.size < vm.MinMemory || s.size > vm.MaxMemory+oddMemory {
 		return nil, fmt.Errorf("%w: a memory of %d bytes", vm.ErrInvalid, s.size)
 	}
-	sum := sha256.New()
-	for _, b := range [][]byte{form, s.state} {
-		sum.Write(binary.BigEndian.AppendUint64(nil, uint64(len(b))))
-		sum.Write(b)
-	}
+	sum := s.newSum()
 	if s.memory, err = memoryFile("cradle-template"); err != nil {
 		return nil, err
 	}
@@ -113,7 +95,7 @@ func (d *Driver) load(ctx context.Context, dir string) (_ *saved, err error) {
 		s.memory.Close()
 		return nil, err
 	}
-	s.digest = hex.EncodeToString(sum.Sum(nil))
+	s.digest = sync.OnceValue(func() string { return hex.EncodeToString(sum.Sum(nil)) })
 	return s, nil
 }
 
@@ -132,72 +114,4 @@ func readBounded(path string, max int64) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %s has %d bytes, want 1 to %d", vm.ErrInvalid, path, len(b), max)
 	}
 	return b, nil
-}
-
-// Digest implements vm.Saved.
-func (s *saved) Digest() string { return s.digest }
-
-// Close implements vm.Saved.
-func (s *saved) Close() error { return s.memory.Close() }
-
-// Restore implements vm.Saved.
-func (s *saved) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
-	if len(c.Disks) > 0 {
-		return nil, fmt.Errorf("%w: Disks: a VM is restored without", vm.ErrInvalid)
-	}
-	if c.Memory != s.size || c.CPUs != s.shape.CPUs {
-		return nil, fmt.Errorf("%w: CPUs, Memory: %d and %d bytes, not the %d and %d that were saved",
-			vm.ErrInvalid, c.CPUs, c.Memory, s.shape.CPUs, s.size)
-	}
-	if len(c.NICs) != s.shape.NICs {
-		return nil, fmt.Errorf("%w: NICs: %d, not the %d that were saved", vm.ErrInvalid, len(c.NICs), s.shape.NICs)
-	}
-	return s.driver.run(ctx, c, s.open, func(ctx context.Context, m *machine, _ *inputs) error { return s.resume(ctx, m) })
-}
-
-// open gives a VM what it inherits.
-func (s *saved) open(c vm.Config) (*inputs, error) {
-	kernel, err := openStub(c.Kernel)
-	if err != nil {
-		return nil, err
-	}
-	in := &inputs{kernel: kernel, restore: true}
-	if in.ram, err = duplicate(s.memory); err == nil {
-		err = in.openDevices(c)
-	}
-	if err != nil {
-		in.close()
-		return nil, err
-	}
-	return in, nil
-}
-
-// resume hands QEMU its state and waits until it has taken it: the guest runs then.
-func (s *saved) resume(ctx context.Context, m *machine) error {
-	m.disks.next = s.shape.Slot
-	state, err := memoryCopy(bytes.NewReader(s.state))
-	if err != nil {
-		return err
-	}
-	defer state.Close()
-	if _, err := state.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	if err := m.mon.run(ctx, "migrate-set-capabilities", migrationCapabilities()); err != nil {
-		return err
-	}
-	// The guest's interfaces are not announced to the network: see nicArg.args.
-	if err := m.mon.run(ctx, "migrate-set-parameters", map[string]any{"announce-rounds": 0}); err != nil {
-		return err
-	}
-	if _, err := m.mon.call(ctx, "getfd", map[string]any{"fdname": savedState}, int(state.Fd())); err != nil {
-		return err
-	}
-	if err := m.mon.run(ctx, "migrate-incoming", map[string]any{"uri": "fd:" + savedState}); err != nil {
-		return err
-	}
-	if err := m.await(ctx); err != nil {
-		return fmt.Errorf("take the state saved in %s: %w", s.dir, err)
-	}
-	return nil
 }

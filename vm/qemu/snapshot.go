@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"github.com/cradlevm/cradle/vm"
 )
@@ -21,63 +20,35 @@ const (
 )
 
 // shape is what QEMU does not know from the state: how many processors there must be, which it does not check, which
-// slot the next disk gets, and how many network interfaces there must be. As JSON it is the file savedShape.
+// slots the disks have and the next one gets, and how many network interfaces there must be. As JSON it is the file savedShape.
 type shape struct {
-	CPUs int `json:"cpus"`
-	Slot int `json:"slot"`
-	NICs int `json:"nics"`
+	CPUs  int         `json:"cpus"`
+	Slot  int         `json:"slot"`
+	Disks []savedDisk `json:"disks,omitempty"`
+	NICs  int         `json:"nics"`
+	// Live tells that the state is Checkpoint's: it speaks of memory, and the guest stands still.
+	Live bool `json:"live,omitempty"`
 }
 
-// migration follows QEMU's one migration, out or in.
-type migration struct {
-	once   sync.Once
-	ended  chan struct{}
-	status string // set before ended is closed
+// savedDisk is a disk that was there.
+type savedDisk struct {
+	Serial string `json:"serial"`
+	Slot   int    `json:"slot"`
 }
 
-// became takes QEMU's word for how far it is.
-func (g *migration) became(status string) {
-	switch status {
-	case "completed", "failed", "cancelled":
-		g.once.Do(func() {
-			g.status = status
-			close(g.ended)
-		})
+// check reports what cannot be.
+func (s *shape) check() error {
+	if s.Slot < 0 || s.Slot >= targets {
+		return fmt.Errorf("%w: %s: slot %d", vm.ErrInvalid, savedShape, s.Slot)
 	}
-}
-
-// migrationCapabilities leaves memory out of the stream, and asks for events.
-func migrationCapabilities() any {
-	type capability struct {
-		Capability string `json:"capability"`
-		State      bool   `json:"state"`
+	serials, slots := map[string]bool{}, map[int]bool{}
+	for _, d := range s.Disks {
+		if d.Slot < 0 || d.Slot >= maxDisks || serials[d.Serial] || slots[d.Slot] {
+			return fmt.Errorf("%w: %s: disk %q in slot %d", vm.ErrInvalid, savedShape, d.Serial, d.Slot)
+		}
+		serials[d.Serial], slots[d.Slot] = true, true
 	}
-	return map[string]any{"capabilities": []capability{{"x-ignore-shared", true}, {"events", true}}}
-}
-
-// await waits for the migration's end. The error is QEMU's reason when it can still be asked.
-func (m *machine) await(ctx context.Context) error {
-	select {
-	case <-m.migration.ended:
-	case <-m.mon.done:
-		return vm.ErrExited
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	if m.migration.status == "completed" {
-		return nil
-	}
-	value, err := m.mon.call(ctx, "query-migrate", nil)
-	var info struct {
-		Reason string `json:"error-desc"`
-	}
-	if err == nil {
-		err = json.Unmarshal(value, &info)
-	}
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("QEMU says %s: %s", m.migration.status, info.Reason)
+	return nil
 }
 
 // Snapshot implements vm.Snapshotter. The state says that the machine runs, so one restored from it does at once.
@@ -89,62 +60,71 @@ func (m *machine) Snapshot(ctx context.Context, dir string) error {
 }
 
 func (m *machine) snapshot(ctx context.Context, dir string) (err error) {
-	m.disks.mu.Lock()
-	disks, form := len(m.disks.disks), shape{CPUs: m.cpus, Slot: m.disks.next, NICs: len(m.nics)}
-	m.disks.mu.Unlock()
+	m.steady.Lock()
+	defer m.steady.Unlock()
+	disks, next := m.disks.saved()
 	switch {
 	case m.ram == nil:
 		return fmt.Errorf("%w: it was not started Savable", vm.ErrInvalid)
-	case disks > 0:
-		return fmt.Errorf("%w: it has %d disks", vm.ErrInvalid, disks)
+	case len(disks) > 0:
+		return fmt.Errorf("%w: it has %d disks", vm.ErrInvalid, len(disks))
 	}
 	state, err := os.OpenFile(filepath.Join(dir, savedState), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
-	if err := m.mon.run(ctx, "migrate-set-capabilities", migrationCapabilities()); err != nil {
+	if err := m.setCapabilities(ctx, true); err != nil {
 		return err
 	}
-	if _, err := m.mon.call(ctx, "getfd", map[string]any{"fdname": savedState}, int(state.Fd())); err != nil {
+	if err := m.migrate(ctx, "migrate", state); err != nil {
 		return err
 	}
-	if err := m.mon.run(ctx, "migrate", map[string]any{"uri": "fd:" + savedState}); err != nil {
+	if err := m.await(ctx, nil); err != nil {
 		return err
 	}
-	if err := m.await(ctx); err != nil {
+	if err := state.Sync(); err != nil {
 		return err
 	}
-	memory, err := os.OpenFile(filepath.Join(dir, savedMemory), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	form, err := json.Marshal(shape{CPUs: m.cpus, Slot: next, NICs: len(m.nics)})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, memory.Close()) }()
-	if err := copySparse(ctx, memory, m.ram, nil); err != nil {
-		return fmt.Errorf("write memory: %w", err)
-	}
-	file, err := os.OpenFile(filepath.Join(dir, savedShape), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	if err := json.NewEncoder(file).Encode(form); err != nil {
-		return err
-	}
-	return syncAll(dir, state, memory, file)
+	return writeFiles(ctx, dir, m.ram, map[string][]byte{savedShape: form})
 }
 
-// syncAll syncs files and the directory they are in.
-func syncAll(dir string, files ...*os.File) error {
+// writeFiles makes the file of memory, and others, in dir and syncs all of it.
+func writeFiles(ctx context.Context, dir string, memory *os.File, others map[string][]byte) error {
+	err := newFile(dir, savedMemory, func(f *os.File) error { return copySparse(ctx, f, memory, nil) })
+	if err != nil {
+		return fmt.Errorf("write memory: %w", err)
+	}
+	for name, b := range others {
+		err := newFile(dir, name, func(f *os.File) error {
+			_, err := f.Write(b)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	for _, f := range append(files, d) {
-		if err := f.Sync(); err != nil {
-			return err
-		}
+	return d.Sync()
+}
+
+// newFile makes a file, which must not be there yet, by fill, and syncs it.
+func newFile(dir, name string, fill func(*os.File) error) error {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
 	}
-	return nil
+	err = fill(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }

@@ -18,15 +18,17 @@ const (
 	sparseRun  = 256 << 10
 )
 
-// copySparse copies src, as long as it is now, to the empty file dst, leaving out pages of zeros. sum, when not nil,
+// copySparse copies src, as long as it is now, to the empty file dst, leaving out pages of zeros; nowhere when dst is nil. sum, when not nil,
 // takes the length and then each page that is not zeros, its place before it: the same whatever holes src has.
 func copySparse(ctx context.Context, dst, src *os.File, sum hash.Hash) error {
 	size, err := src.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
 	}
-	if err := dst.Truncate(size); err != nil {
-		return err
+	if dst != nil {
+		if err := dst.Truncate(size); err != nil {
+			return err
+		}
 	}
 	if sum != nil {
 		sum.Write(binary.BigEndian.AppendUint64(nil, uint64(size)))
@@ -61,7 +63,7 @@ func copyPages(dst *os.File, data []byte, at int64, sum hash.Hash) error {
 	var zeros [sparsePage]byte
 	begin := 0 // of the run of pages to be written
 	flush := func(end int) (err error) {
-		if begin < end {
+		if begin < end && dst != nil {
 			_, err = dst.WriteAt(data[begin:end], at+int64(begin))
 		}
 		return err

@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,8 @@ const startedLine = "vmtest started "
 type order struct {
 	Config vm.Config
 	Saved  string // directory of the state to restore; empty: boot
+	// Checkpoint has the VM started, and then stand still in a checkpoint that never ends.
+	Checkpoint bool
 }
 
 func (o order) start(t *testing.T, driver vm.Driver) (vm.VM, error) {
@@ -54,8 +57,16 @@ func startForParent(t *testing.T, driver vm.Driver) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Printf("%s%d\n", startedLine, v.PID())
-	io.Copy(io.Discard, os.Stdin)
+	wait := func(context.Context) error {
+		fmt.Printf("%s%d\n", startedLine, v.PID())
+		io.Copy(io.Discard, os.Stdin)
+		return nil
+	}
+	if o.Checkpoint {
+		v.(vm.Checkpointer).Checkpoint(within(t), wait)
+	} else {
+		wait(within(t))
+	}
 	v.Kill()
 }
 

@@ -1,7 +1,7 @@
 // Package vmtest is the conformance suite that every vm.Driver passes.
 //
 // It boots real guests: a kernel of the caller's and an initrd whose /init is the program testguest. Whatever a
-// driver offers by assertion (vm.DiskPlugger, vm.Pauser, vm.Streamer, vm.Restorer) is tested as well, and skipped where it is not offered.
+// driver offers by assertion (vm.DiskPlugger, vm.Pauser, vm.Streamer, vm.Restorer, vm.Checkpointer) is tested as well, and skipped where it is not offered.
 package vmtest
 
 import (
@@ -51,6 +51,7 @@ func Run(t *testing.T, driver vm.Driver, guest Guest) {
 	t.Run("Many", s.testMany)
 	t.Run("Network", s.testNetwork)
 	t.Run("Restore", s.testRestore)
+	t.Run("Checkpoint", s.testCheckpoint)
 }
 
 type suite struct {

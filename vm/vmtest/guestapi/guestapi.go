@@ -11,6 +11,7 @@ const (
 	MethodDiscard  = "vmtest.discard"  // Extent (Data empty) → none
 	MethodPrint    = "vmtest.print"    // Print → none
 	MethodKeep     = "vmtest.keep"     // Print → Print: what was kept before
+	MethodCount    = "vmtest.count"    // none → int64, which grows all the time, as the guest writes to memory, once it has been asked for
 	MethodEcho     = "vmtest.echo"     // none → none, then every byte comes back until the host half-closes
 	MethodPanic    = "vmtest.panic"    // none → none, then the kernel panics
 	MethodPowerOff = "vmtest.poweroff" // none → none, then the machine powers off

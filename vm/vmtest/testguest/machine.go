@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -136,3 +138,18 @@ func access(method string, e guestapi.Extent) (any, error) {
 		return nil, nil
 	}
 }
+
+// counter is a number that grows from the first call on. It takes memory along: some is written to all the time.
+var counter = sync.OnceValue(func() func() int64 {
+	var n atomic.Int64
+	memory := make([]byte, 16<<20)
+	go func() {
+		for ; ; time.Sleep(time.Millisecond) {
+			i := n.Add(1)
+			for page := range 16 {
+				memory[(int(i)*16+page)*4096%len(memory)]++
+			}
+		}
+	}()
+	return n.Load
+})

@@ -151,6 +151,8 @@ func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (an
 			return nil, err
 		}
 		return kept.Swap(&p), nil
+	case guestapi.MethodCount:
+		return counter()(), nil
 	case guestapi.MethodNICs:
 		return nics()
 	case guestapi.MethodSendFrame, guestapi.MethodReceiveFrame:

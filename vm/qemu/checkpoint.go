@@ -1,0 +1,230 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cradlevm/cradle/vm"
+	"golang.org/x/sys/unix"
+)
+
+// A checkpoint is a live migration whose stream comes to this process rather than to another QEMU: the guest runs while
+// its memory is copied, and what it has written to meanwhile is copied again. It stands still for the rest.
+
+// Numbers of a checkpoint.
+const (
+	// pauseGoal is what the copying of the rest may take, in milliseconds, when QEMU decides that it is little enough.
+	pauseGoal = 10
+	// maxPasses is how often memory is gone through; then the rest is copied whatever it takes, in milliseconds.
+	maxPasses = 6
+	pauseMost = 60_000
+	// unbounded is a bandwidth that is not to be kept to, in bytes a second.
+	unbounded = 1 << 40
+	// endLimit bounds what brings a VM back to where it was.
+	endLimit = 30 * time.Second
+	// attachStep is how often a VM is asked whether it has noticed that its migration is over.
+	attachStep = 5 * time.Millisecond
+)
+
+// interruptedName is a file that is in a VM's directory while a checkpoint may have it stand still: a later process that
+// finds it lets the VM go on.
+const interruptedName = "checkpoint"
+
+// Checkpoint implements vm.Checkpointer.
+func (m *machine) Checkpoint(ctx context.Context, still func(context.Context) error) (vm.Saved, time.Duration, error) {
+	m.steady.Lock()
+	defer m.steady.Unlock()
+	s, pause, err := m.checkpoint(ctx, still)
+	if err != nil {
+		return nil, pause, m.explain(fmt.Errorf("checkpoint of VM %s: %w", m.id, err))
+	}
+	return s, pause, nil
+}
+
+func (m *machine) checkpoint(ctx context.Context, still func(context.Context) error) (_ *saved, pause time.Duration, err error) {
+	state, err := m.state(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	runs := state == "running"
+	if state == "postmigrate" {
+		// It stands still since an earlier checkpoint, and QEMU refuses another of a VM that has not run since. It does for an instant.
+		if err := errors.Join(m.mon.run(ctx, "cont", nil), m.mon.run(ctx, "stop", nil)); err != nil {
+			return nil, 0, err
+		}
+	}
+	s := &saved{driver: m.driver, from: "from VM " + m.id}
+	if s.size, err = m.memorySize(ctx); err != nil {
+		return nil, 0, err
+	}
+	s.shape = shape{CPUs: m.cpus, NICs: len(m.nics), Live: true}
+	s.shape.Disks, s.shape.Slot = m.disks.saved()
+	if s.form, err = json.Marshal(s.shape); err != nil {
+		return nil, 0, err
+	}
+	s.digest = sync.OnceValue(s.sumMemory)
+	if s.memory, err = memoryFile("cradle-checkpoint"); err != nil {
+		return nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			s.memory.Close()
+		}
+	}()
+	if err := s.memory.Truncate(s.size); err != nil {
+		return nil, 0, err
+	}
+	if s.state, pause, err = m.copyLive(ctx, s.memory, s.size, runs, still); err != nil {
+		return nil, pause, err
+	}
+	return s, pause, seal(s.memory)
+}
+
+// copyLive fills the file memory of that size, the same as the guest's. It calls still with the guest stopped, and lets it go
+// on if runs says that it did.
+func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, runs bool, still func(context.Context) error) (state []byte, pause time.Duration, err error) {
+	mapped, err := unix.Mmap(int(memory.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, 0, fmt.Errorf("map memory: %w", err)
+	}
+	defer unix.Munmap(mapped)
+	if runs {
+		if err := os.WriteFile(filepath.Join(m.dir, interruptedName), nil, 0o600); err != nil {
+			return nil, 0, err
+		}
+		defer os.Remove(filepath.Join(m.dir, interruptedName))
+	}
+	ours, theirs, err := filePair()
+	if err != nil {
+		return nil, 0, err
+	}
+	defer theirs.Close()
+	m.mu.Lock()
+	clear(m.stood)
+	m.mu.Unlock()
+	received := make(chan error, 1)
+	go func() {
+		var err error
+		state, err = splitStream(ours, mapped)
+		ours.Close() // QEMU fails, if it has more to say
+		received <- err
+	}()
+	err = m.migrateTo(ctx, theirs)
+	if err == nil {
+		err = still(ctx)
+	} else {
+		ours.Close()
+	}
+	theirs.Close()
+	pause, back := m.back(runs)
+	return state, pause, errors.Join(err, back, <-received)
+}
+
+// migrateTo returns when the guest stands still and all of it is in the stream.
+func (m *machine) migrateTo(ctx context.Context, stream *os.File) error {
+	if err := m.setCapabilities(ctx, false); err != nil {
+		return err
+	}
+	bound := func(pause int) error {
+		return m.mon.run(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": pause, "max-bandwidth": unbounded})
+	}
+	if err := bound(pauseGoal); err != nil {
+		return err
+	}
+	if err := m.migrate(ctx, "migrate", stream); err != nil {
+		return err
+	}
+	stream.Close() // QEMU has its own: when it goes, the stream ends
+	return m.await(ctx, func(passes int) error {
+		if passes < maxPasses {
+			return nil
+		}
+		return bound(pauseMost)
+	})
+}
+
+// back brings the VM back to where it was before a checkpoint, whatever that has come to, and tells how long it stood still.
+func (m *machine) back(runs bool) (pause time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), endLimit)
+	defer cancel()
+	if status, _, _ := m.migration.now(); status != "" && !over(status) {
+		if err := m.mon.run(ctx, "migrate_cancel", nil); err != nil {
+			return 0, err
+		}
+		if err := m.await(ctx, nil); err != nil && ctx.Err() != nil {
+			return 0, err
+		}
+	}
+	if !runs {
+		return 0, nil
+	}
+	if err := m.mon.run(ctx, "cont", nil); err != nil {
+		return 0, fmt.Errorf("let it go on: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if began, ended := m.stood["STOP"], m.stood["RESUME"]; !began.IsZero() && began.Before(ended) {
+		pause = ended.Sub(began)
+	}
+	return pause, nil
+}
+
+// memorySize asks how much memory the guest has, in bytes.
+func (m *machine) memorySize(ctx context.Context) (int64, error) {
+	value, err := m.mon.call(ctx, "query-memory-size-summary", nil)
+	if err != nil {
+		return 0, err
+	}
+	var info struct {
+		Base int64 `json:"base-memory"`
+	}
+	if err := json.Unmarshal(value, &info); err != nil {
+		return 0, fmt.Errorf("QEMU query-memory-size-summary: %w", err)
+	}
+	if info.Base < vm.MinMemory || info.Base > vm.MaxMemory+oddMemory || info.Base%pageSize != 0 {
+		return 0, fmt.Errorf("%w: a memory of %d bytes", errStream, info.Base)
+	}
+	return info.Base, nil
+}
+
+// goOn lets a VM run whose checkpoint an earlier process has not brought to its end.
+func (m *machine) goOn(ctx context.Context, state string) error {
+	path := filepath.Join(m.dir, interruptedName)
+	if _, err := os.Stat(path); err != nil {
+		return nil
+	}
+	// QEMU notices by itself that nobody takes its stream any more.
+	for state == "finish-migrate" {
+		select {
+		case <-time.After(attachStep):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		var err error
+		if state, err = m.state(ctx); err != nil {
+			return err
+		}
+	}
+	if state != "running" {
+		if err := m.mon.run(ctx, "cont", nil); err != nil {
+			return fmt.Errorf("let it go on: %w", err)
+		}
+	}
+	return os.Remove(path)
+}
+
+// filePair makes two connected sockets; what is written to the second is read from the first.
+func filePair() (reader, writer *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	unix.SetNonblock(fds[0], true) // so that closing it wakes its reader
+	return os.NewFile(uintptr(fds[0]), "stream"), os.NewFile(uintptr(fds[1]), "stream"), nil
+}
