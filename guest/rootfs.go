@@ -90,10 +90,28 @@ func mountDisk(node, dir string, d api.Disk, flags uintptr) error {
 	if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 		return err
 	}
-	if err := unix.Mount(node, dir, d.FSType, flags, diskOptions(d.FSType)); err != nil {
+	err := whenLive(func() error { return unix.Mount(node, dir, d.FSType, flags, diskOptions(d.FSType)) })
+	if err != nil {
 		return api.Errorf(api.CodeInternal, "mount disk %s as %s: %w", d.Serial, d.FSType, err)
 	}
 	return nil
+}
+
+// whenLive calls use of a disk, again while the kernel is not done with adding it: a new disk is in /sys and in /dev a
+// moment before it can be opened, and until then it is ENXIO. The kernel's word that it is there comes after.
+func whenLive(use func() error) error {
+	err := use()
+	if err != unix.ENXIO {
+		return err
+	}
+	waited := awaitDevice(diskTimeout, func() (bool, error) {
+		err = use()
+		return err != unix.ENXIO, nil
+	})
+	if waited != nil && err == nil {
+		return waited
+	}
+	return err
 }
 
 // diskOptions keep ext4 from reading the block bitmaps of all its groups as soon as it is mounted, on a thread of its own:

@@ -42,6 +42,8 @@ func (m mask) hide(text, dir string) string {
 	text = regexp.MustCompile(`(?m)^time=.* msg="error waiting for container: context canceled" *\n`).ReplaceAllString(text, "")
 	// As they say this or not when they ask for a size while the container's start is slow.
 	text = regexp.MustCompile(`(?m)^failed to resize tty, using default size\r?\n`).ReplaceAllString(text, "")
+	// Today's says this or not of a copy that fails before its archive is written.
+	text = regexp.MustCompile(`(?m)^time=.* msg="Can't (add file|close tar writer).*closed pipe" *\n`).ReplaceAllString(text, "")
 	for _, p := range everywhere() {
 		text = p.re.ReplaceAllString(text, p.by)
 	}
