@@ -66,15 +66,16 @@ func (n *Node) ExecCreate(_ context.Context, name string, r container.ExecCreate
 	if err != nil {
 		return "", err
 	}
-	e, err := c.createExec(r, false)
+	e, err := c.createExec(name, r, false)
 	if err != nil {
 		return "", err
 	}
 	return e.id, nil
 }
 
-// createExec makes an exec; probe is one of a healthcheck, which is forgotten as soon as it has ended.
-func (c *ctr) createExec(r container.ExecCreateRequest, probe bool) (*exec, error) {
+// createExec makes an exec in the container, which the caller calls by name; probe is one of a healthcheck, which is
+// forgotten as soon as it has ended.
+func (c *ctr) createExec(name string, r container.ExecCreateRequest, probe bool) (*exec, error) {
 	if len(r.Cmd) == 0 {
 		return nil, invalid("no exec command specified")
 	}
@@ -83,7 +84,7 @@ func (c *ctr) createExec(r container.ExecCreateRequest, probe bool) (*exec, erro
 		return nil, err
 	}
 	if paused {
-		return nil, conflict("container %s is paused, unpause the container before exec", c.id)
+		return nil, conflict("container %s is paused, unpause the container before exec", name)
 	}
 	if _, err := detachKeys(r.DetachKeys); err != nil {
 		return nil, err

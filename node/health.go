@@ -112,7 +112,7 @@ func (c *ctr) probe(ctx context.Context, command []string, limit time.Duration) 
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	n := c.node
-	e, err := c.createExec(container.ExecCreateRequest{Cmd: command, AttachStdout: true, AttachStderr: true}, true)
+	e, err := c.createExec(c.id, container.ExecCreateRequest{Cmd: command, AttachStdout: true, AttachStderr: true}, true)
 	if err != nil {
 		result.Output = err.Error()
 		return result
