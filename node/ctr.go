@@ -69,12 +69,14 @@ type opLock chan struct{}
 func (l opLock) Lock()   { l <- struct{}{} }
 func (l opLock) Unlock() { <-l }
 
-// TryLock locks unless somebody else has, and tells whether it did.
-func (l opLock) TryLock() bool {
+// LockWithin locks unless somebody else has for all of this time, and tells whether it did.
+func (l opLock) LockWithin(limit time.Duration) bool {
+	t := time.NewTimer(limit)
+	defer t.Stop()
 	select {
 	case l <- struct{}{}:
 		return true
-	default:
+	case <-t.C:
 		return false
 	}
 }

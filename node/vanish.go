@@ -8,6 +8,10 @@ import (
 	"github.com/cradlevm/cradle/api"
 )
 
+// vanishPatience is how long vanish waits for who is at work on the container: most often a start that is about to return,
+// of a process that was quick. Who waits for the VM to go meanwhile waits as much longer.
+const vanishPatience = 50 * time.Millisecond
+
 // vanish is the end of a run whose container goes with it (--rm). Who waits for the removal is answered as soon as it
 // is on the disk; the VM, whose writable disk nobody will look at again, ends meanwhile, without politeness. It does
 // nothing and returns false when somebody else is at work on the container, execs have to be seen to their ends, or the
@@ -17,7 +21,7 @@ import (
 // one after it leaves a VM and files that no record names, which the next daemon sweeps.
 func (c *ctr) vanish(r *run, status api.ExitStatus) bool {
 	n := c.node
-	if len(c.listExecs()) > 0 || !c.op.TryLock() {
+	if len(c.listExecs()) > 0 || !c.op.LockWithin(vanishPatience) {
 		return false
 	}
 	rec, ok := c.ending(status)
