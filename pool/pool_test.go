@@ -469,6 +469,7 @@ func TestDamagedTemplate(t *testing.T) {
 func TestOthersTemplates(t *testing.T) {
 	for name, change := range map[string]func(*bench){
 		"another guest":        func(b *bench) { b.o.Guest.Digest = "two" },
+		"another monitor":      func(b *bench) { b.driver.Upgrade("two") },
 		"another installation": func(b *bench) { os.Remove(filepath.Join(b.o.Dir, keyName)) },
 		"unfinished": func(b *bench) {
 			dir := filepath.Dir(b.templateFile())

@@ -30,6 +30,9 @@ type Driver struct {
 	lost     error
 	// unrestorable is FailRestore's, uncheckpointed FailCheckpoint's, unwritten FailWrite's.
 	unrestorable, uncheckpointed, unwritten error
+	// unsavable is FailSnapshot's, version Upgrade's.
+	unsavable error
+	version   string
 	// kills is what Kill waits for, if not nil.
 	kills chan struct{}
 }

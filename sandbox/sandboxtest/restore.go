@@ -28,8 +28,26 @@ func (d *Driver) FailRestore(err error) {
 	d.unrestorable = err
 }
 
+// FailSnapshot makes every Snapshot leave half a file and fail, as a disk that fills up does; nil ends that.
+func (d *Driver) FailSnapshot(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.unsavable = err
+}
+
+// Upgrade changes what StateVersion says.
+func (d *Driver) Upgrade(version string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.version = version
+}
+
 // StateVersion implements vm.Restorer.
-func (*Driver) StateVersion(context.Context) (string, error) { return "a test", nil }
+func (d *Driver) StateVersion(context.Context) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return "a test " + d.version, nil
+}
 
 // Load implements vm.Restorer.
 func (d *Driver) Load(_ context.Context, dir string) (vm.Saved, error) {
@@ -81,7 +99,14 @@ func (m *Machine) Snapshot(_ context.Context, dir string) error {
 	if !m.Config.Savable || len(m.disks) > 0 || len(m.containers) > 0 {
 		return fmt.Errorf("%w: Savable %v, %d disks, %d containers", vm.ErrInvalid, m.Config.Savable, len(m.disks), len(m.containers))
 	}
-	return os.WriteFile(filepath.Join(dir, savedName), []byte(savedText), 0o600)
+	m.driver.mu.Lock()
+	err := m.driver.unsavable
+	m.driver.mu.Unlock()
+	text := savedText
+	if err != nil {
+		text = text[:len(text)/2]
+	}
+	return errors.Join(err, os.WriteFile(filepath.Join(dir, savedName), []byte(text), 0o600))
 }
 
 // Plug implements vm.DiskPlugger.
