@@ -285,7 +285,7 @@ func (c *Call) Fail(err error) error {
 // Serve runs the calls of one session, each in a goroutine of its own, until the session ends and all of its
 // handlers have returned.
 func Serve(conn net.Conn, handle func(*Call)) error {
-	mux, err := yamux.Server(conn, muxConfig())
+	mux, err := yamux.Server(&gatherer{Conn: conn}, muxConfig())
 	if err != nil {
 		return err
 	}

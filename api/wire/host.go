@@ -36,7 +36,7 @@ func Dial(ctx context.Context, conn net.Conn, token Token) (*Client, error) {
 		conn.Close()
 		return nil, fmt.Errorf("open agent session: %w", err)
 	}
-	mux, err := yamux.Client(conn, muxConfig())
+	mux, err := yamux.Client(&gatherer{Conn: conn}, muxConfig())
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("open agent session: %w", err)
