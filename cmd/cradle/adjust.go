@@ -15,14 +15,13 @@ import (
 // adjust changes the few of docker's commands that cradle cannot take as they are.
 func adjust(root *cobra.Command) {
 	hideForeignFlags(root)
-	for _, info := range []*cobra.Command{child(root, "info"), child(child(root, "system"), "info")} {
+	for _, info := range existing(child(root, "info"), child(child(root, "system"), "info")) {
 		withoutPlugins(info)
 	}
-	for _, parent := range []*cobra.Command{root, child(root, "container")} {
-		for _, name := range []string{"run", "create"} {
-			runSummoned(child(parent, name))
-			runWarm(child(parent, name))
-		}
+	group := child(root, "container")
+	for _, cmd := range existing(child(root, "run"), child(root, "create"), child(group, "run"), child(group, "create")) {
+		runSummoned(cmd)
+		runWarm(cmd)
 	}
 }
 

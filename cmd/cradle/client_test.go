@@ -119,6 +119,38 @@ func TestHelpSpeaksOfCradle(t *testing.T) {
 	})
 }
 
+// A tree with the one command that was asked for, and the whole tree, have the same command.
+func TestOneCommandIsAsInTheWholeTree(t *testing.T) {
+	tree := func(args ...string) *cobra.Command {
+		docker, err := command.NewDockerCli(command.WithCombinedStreams(new(strings.Builder)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		root, _, err := newRoot(docker, append([]string{"-H", "unix:///nobody"}, args...), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return root
+	}
+	whole := tree()
+	for _, c := range dockerCommands() {
+		root := tree(c.name, "x")
+		if len(c.subs) > 0 {
+			if len(root.Commands()) != len(whole.Commands()) {
+				t.Errorf("%s: a group has %d commands beside it, want all", c.name, len(root.Commands()))
+			}
+			continue
+		}
+		if len(root.Commands()) != 1 {
+			t.Errorf("%s: the tree has %d commands", c.name, len(root.Commands()))
+		}
+		one, all := child(root, c.name), child(whole, c.name)
+		if one == nil || one.UsageString() != all.UsageString() || one.Long != all.Long || one.Short != all.Short {
+			t.Errorf("%s: another command than in the whole tree", c.name)
+		}
+	}
+}
+
 func walk(cmd *cobra.Command, f func(*cobra.Command)) {
 	f(cmd)
 	for _, sub := range cmd.Commands() {

@@ -32,16 +32,37 @@ func dockerCommands() []dockerCommand {
 	}
 }
 
-// addDockerCommands moves the listed commands from docker's tree, made on scratch, to root.
-func addDockerCommands(root, scratch *cobra.Command, docker command.Cli) error {
+// onlyCommand is the one command of the list that args ask for; empty when they ask for another, or for one with
+// subcommands. Making all sixty, with a thousand flags, takes more time than all else between main and the first word to
+// the daemon.
+func onlyCommand(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	for _, c := range dockerCommands() {
+		if c.name == args[0] && len(c.subs) == 0 {
+			return c.name
+		}
+	}
+	return ""
+}
+
+// addDockerCommands moves the listed commands from docker's tree, made on scratch, to root: all, or only the one.
+func addDockerCommands(root, scratch *cobra.Command, docker command.Cli, only string) error {
 	for _, newCommand := range registered {
 		cmd := newCommand(docker)
 		if cmd.Name() == "login" { // it speaks of docker while it runs, not only in its help
 			cmd = newCommand(renamed(docker))
 		}
 		scratch.AddCommand(cmd)
+		if only != "" && cmd.Name() == only { // those in daily use are docker's first
+			break
+		}
 	}
 	for _, want := range dockerCommands() {
+		if only != "" && want.name != only {
+			continue
+		}
 		cmd := child(scratch, want.name)
 		if cmd == nil {
 			return fmt.Errorf("docker's command library has no %q", want.name)
@@ -63,8 +84,16 @@ func addDockerCommands(root, scratch *cobra.Command, docker command.Cli) error {
 	return nil
 }
 
-// child is the subcommand of that name, or nil.
+// existing are those of the commands that have been made.
+func existing(cmds ...*cobra.Command) []*cobra.Command {
+	return slices.DeleteFunc(cmds, func(c *cobra.Command) bool { return c == nil })
+}
+
+// child is the subcommand of that name, or nil. cmd may be nil.
 func child(cmd *cobra.Command, name string) *cobra.Command {
+	if cmd == nil {
+		return nil
+	}
 	for _, sub := range cmd.Commands() {
 		if sub.Name() == name {
 			return sub

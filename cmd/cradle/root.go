@@ -29,7 +29,8 @@ func (g *globals) install(f *pflag.FlagSet) {
 }
 
 // newRoot makes the command tree, with the global flags in args already applied, and returns the args that are
-// left for it. Docker's commands ask for the client while they are set up for completion, so it exists by then.
+// left for it. When they name a command of docker's without subcommands, the tree has no other. Docker's commands ask
+// for the client while they are set up for completion, so it exists by then.
 func newRoot(docker *command.DockerCli, args []string, daemon daemonFunc) (*cobra.Command, []string, error) {
 	root := &cobra.Command{
 		Use:                   "cradle [OPTIONS] COMMAND [ARG...]",
@@ -72,12 +73,15 @@ func newRoot(docker *command.DockerCli, args []string, daemon daemonFunc) (*cobr
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := addDockerCommands(root, scratch, docker); err != nil {
+	only := onlyCommand(rest)
+	if err := addDockerCommands(root, scratch, docker, only); err != nil {
 		return nil, nil, err
 	}
 	adjust(root)
 	timeRun(root, docker, d)
-	addOwnCommands(root, docker, d, daemon)
+	if only == "" {
+		addOwnCommands(root, docker, d, daemon)
+	}
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if needsDaemon(cmd) {
 			if err := d.ensure(cmd.Context()); err != nil {

@@ -23,7 +23,7 @@ const (
 
 // timeRun gives run its --timing.
 func timeRun(root *cobra.Command, docker command.Cli, d *daemonDialer) {
-	for _, cmd := range []*cobra.Command{child(root, "run"), child(child(root, "container"), "run")} {
+	for _, cmd := range existing(child(root, "run"), child(child(root, "container"), "run")) {
 		var form string
 		cmd.Flags().StringVar(&form, "timing", "", `Say where the time went: on standard error, or as a drawing ("svg:FILE", or "svg" with FILE before the other options)`)
 		cmd.Flags().Lookup("timing").NoOptDefVal = timingTable
