@@ -2,6 +2,7 @@ package guest
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 
 	"github.com/cradlevm/cradle/api"
@@ -242,6 +243,7 @@ func (c *container) delete() error {
 		return err
 	}
 	c.agent.removeContainer(c)
+	go runtime.GC() // while nobody waits: see gcPercent
 	return nil
 }
 

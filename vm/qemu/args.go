@@ -146,6 +146,9 @@ func (l *launch) kernelWords() []string {
 		// What the mitigations guard against is the speculation of a processor that this guest does not run on: its indirect
 		// jumps are calls into QEMU, and each of the kernel's detours around them is two more. QEMU itself has the host's.
 		words = append(words, "mitigations=off")
+		// Compiling a container's seccomp filter, and translating what came of it, costs more than interpreting it ever does:
+		// the kernel asks the filter about most calls once only, when it is installed.
+		words = append(words, "sysctl.net.core.bpf_jit_enable=0")
 		// Address randomization makes TCG translate the same code again for each process.
 		words = append(words, "norandmaps")
 		// Patching the lock prefixes out for one processor costs a page table switch, and so a translation, for each.
