@@ -130,7 +130,7 @@ func (n *Node) write(ctx context.Context, s *savedRun, d *snapshot.Draft, scratc
 	if err != nil {
 		return savedManifest{}, err
 	}
-	if err := sandbox.Write(ctx, s.saved, d.Dir); err != nil {
+	if err := s.saved.Write(ctx, d.Dir); err != nil {
 		return savedManifest{}, fmt.Errorf("write saved state: %w", err)
 	}
 	if err := volume.Sync(scratch); err != nil {

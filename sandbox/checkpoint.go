@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"time"
 
@@ -53,18 +52,4 @@ func NewMachineID() string {
 // SetClock sets the guest's clock to the host's, which a machine that stood still has fallen behind.
 func (s *Sandbox) SetClock(ctx context.Context) error {
 	return s.call(ctx, api.MethodConfigure, api.ConfigureRequest{UnixNanos: time.Now().UnixNano()}, nil)
-}
-
-// writer is saved state that can be put on a disk.
-type writer interface {
-	Write(ctx context.Context, dir string) error
-}
-
-// Write puts saved state into dir, an existing directory, and syncs it: vm.Restorer.Load reads it again.
-func Write(ctx context.Context, saved vm.Saved, dir string) error {
-	w, ok := saved.(writer)
-	if !ok {
-		return errors.New("this virtual machine monitor cannot write what it has saved")
-	}
-	return w.Write(ctx, dir)
 }

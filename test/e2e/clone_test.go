@@ -16,7 +16,7 @@ func (c client) redis(t *testing.T, name string, args ...string) {
 	c.ok(t, append(append([]string{"run", "-d", "--name", name, "-m", "128m"}, args...), "redis")...)
 	c.waitForLog(t, name, "eady to accept connections")
 	c.ok(t, "exec", name, "redis-cli", "set", "key", "value")
-	c.ok(t, "exec", name, "sh", "-c", "echo 00112233445566778899aabbccddeeff >/etc/machine-id; echo disk >/data/file")
+	c.ok(t, "exec", name, "sh", "-c", "echo 00112233445566778899aabbccddeeff >/etc/machine-id; echo disk >/data/file; sync")
 }
 
 // identity is what tells one machine from another, in a container.
