@@ -28,8 +28,8 @@ const (
 	unbounded = 1 << 40
 	// endLimit bounds what brings a VM back to where it was.
 	endLimit = 30 * time.Second
-	// attachStep is how often a VM is asked whether it has noticed that its migration is over.
-	attachStep = 5 * time.Millisecond
+	// pollStep is how often QEMU is asked for what it does not tell by itself.
+	pollStep = 2 * time.Millisecond
 )
 
 // interruptedName is a file that is in a VM's directory while a checkpoint may have it stand still: a later process that
@@ -48,7 +48,7 @@ func (m *machine) Checkpoint(ctx context.Context, still func(context.Context) er
 }
 
 func (m *machine) checkpoint(ctx context.Context, still func(context.Context) error) (_ *saved, pause time.Duration, err error) {
-	state, err := m.state(ctx)
+	state, err := m.settled(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -123,21 +123,31 @@ func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, run
 	}
 	theirs.Close()
 	pause, back := m.back(runs)
-	return state, pause, errors.Join(err, back, <-received)
+	split := <-received
+	if err != nil && !errors.Is(split, errStream) {
+		split = nil // only what comes of the stream's early end
+	}
+	return state, pause, errors.Join(err, back, split)
 }
 
 // migrateTo returns when the guest stands still and all of it is in the stream.
 func (m *machine) migrateTo(ctx context.Context, stream *os.File) error {
-	if err := m.setCapabilities(ctx, false); err != nil {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	// A caller that loses patience does so while QEMU works, not between a command and its answer.
+	steps, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepsLimit)
+	defer cancel()
+	if err := m.setCapabilities(steps, false); err != nil {
 		return err
 	}
-	bound := func(pause int) error {
+	bound := func(ctx context.Context, pause int) error {
 		return m.mon.run(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": pause, "max-bandwidth": unbounded})
 	}
-	if err := bound(pauseGoal); err != nil {
+	if err := bound(steps, pauseGoal); err != nil {
 		return err
 	}
-	if err := m.migrate(ctx, "migrate", stream); err != nil {
+	if err := m.migrate(steps, "migrate", stream); err != nil {
 		return err
 	}
 	stream.Close() // QEMU has its own: when it goes, the stream ends
@@ -145,7 +155,7 @@ func (m *machine) migrateTo(ctx context.Context, stream *os.File) error {
 		if passes < maxPasses {
 			return nil
 		}
-		return bound(pauseMost)
+		return bound(ctx, pauseMost)
 	})
 }
 
@@ -153,16 +163,17 @@ func (m *machine) migrateTo(ctx context.Context, stream *os.File) error {
 func (m *machine) back(runs bool) (pause time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), endLimit)
 	defer cancel()
-	if status, _, _ := m.migration.now(); status != "" && !over(status) {
-		if err := m.mon.run(ctx, "migrate_cancel", nil); err != nil {
-			return 0, err
-		}
-		if err := m.await(ctx, nil); err != nil && ctx.Err() != nil {
+	if status, _, _ := m.migration.now(); status != "completed" {
+		if err := m.endMigration(ctx); err != nil {
 			return 0, err
 		}
 	}
 	if !runs {
 		return 0, nil
+	}
+	// QEMU tells that a migration is over before it has left the state that it was in for it.
+	if _, err := m.settled(ctx); err != nil {
+		return 0, err
 	}
 	if err := m.mon.run(ctx, "cont", nil); err != nil {
 		return 0, fmt.Errorf("let it go on: %w", err)
@@ -173,6 +184,50 @@ func (m *machine) back(runs bool) (pause time.Duration, err error) {
 		pause = ended.Sub(began)
 	}
 	return pause, nil
+}
+
+// endMigration returns once no migration is in progress.
+func (m *machine) endMigration(ctx context.Context) error {
+	if err := m.mon.run(ctx, "migrate_cancel", nil); err != nil { // does nothing to one that is over
+		return err
+	}
+	return m.poll(ctx, func() (bool, error) {
+		value, err := m.mon.call(ctx, "query-migrate", nil)
+		if err != nil {
+			return false, err
+		}
+		var info struct {
+			Status string `json:"status"`
+		}
+		if err := json.Unmarshal(value, &info); err != nil {
+			return false, fmt.Errorf("QEMU query-migrate: %w", err)
+		}
+		return info.Status == "" || info.Status == "none" || over(info.Status), nil
+	})
+}
+
+// settled returns the monitor's word for what the machine does, once that is not the end of a migration.
+func (m *machine) settled(ctx context.Context) (state string, err error) {
+	err = m.poll(ctx, func() (bool, error) {
+		var err error
+		state, err = m.state(ctx)
+		return state != "finish-migrate", err
+	})
+	return state, err
+}
+
+// poll calls f, which has no event to wait for, until it says yes.
+func (m *machine) poll(ctx context.Context, f func() (bool, error)) error {
+	for {
+		if ok, err := f(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-time.After(pollStep):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // memorySize asks how much memory the guest has, in bytes.
@@ -194,22 +249,18 @@ func (m *machine) memorySize(ctx context.Context) (int64, error) {
 }
 
 // goOn lets a VM run whose checkpoint an earlier process has not brought to its end.
-func (m *machine) goOn(ctx context.Context, state string) error {
+func (m *machine) goOn(ctx context.Context) error {
 	path := filepath.Join(m.dir, interruptedName)
 	if _, err := os.Stat(path); err != nil {
 		return nil
 	}
 	// QEMU notices by itself that nobody takes its stream any more.
-	for state == "finish-migrate" {
-		select {
-		case <-time.After(attachStep):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		var err error
-		if state, err = m.state(ctx); err != nil {
-			return err
-		}
+	if err := m.endMigration(ctx); err != nil {
+		return err
+	}
+	state, err := m.settled(ctx)
+	if err != nil {
+		return err
 	}
 	if state != "running" {
 		if err := m.mon.run(ctx, "cont", nil); err != nil {

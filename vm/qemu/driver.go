@@ -231,7 +231,7 @@ func (d *Driver) attach(ctx context.Context, c vm.Config) (*machine, error) {
 	if err == nil {
 		state, err = m.state(ctx)
 		if err == nil && !unfinished(state) {
-			err = errors.Join(m.readDisks(ctx), m.goOn(ctx, state))
+			err = errors.Join(m.readDisks(ctx), m.goOn(ctx))
 		}
 		if err != nil {
 			m.abandon()
