@@ -165,6 +165,8 @@ func TestFrames(t *testing.T) {
 		{"IPv4 longer than the frame", change(good, 16, 0x01, 0xff), "runt"},
 		{"IPv4 shorter than its header", change(good, 16, 0, 19), "runt"},
 		{"half an IPv4 header", good[:24], "runt"},
+		{"UDP that ends before its header", change(good, 16, 0, 22), "runt"},
+		{"advertisement that ends before its target", change(nd(ip6, 136, 0x60, ip6, lladdr(2, mac)...), 18, 0, 9), "runt"},
 		{"half a UDP header", change(good[:36], 16, 0, 22), "runt"},
 		{"Ethernet header alone", good[:14], "runt"},
 		{"IGMP", v4(ip, 2, 0, make([]byte, 8)), "multicast-report"},

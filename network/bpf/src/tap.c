@@ -212,6 +212,7 @@ struct fragment6 {
 struct packet {
 	u8 remote[16]; // the other side; IPv4 mapped
 	u32 l4;        // offset of the upper layer's header
+	u32 end;       // where the packet ends; the frame may go on
 	u16 remote_port, local_port;
 	u8 protocol;
 	u8 fragmented; // any fragment
@@ -276,15 +277,15 @@ CALL enum reason check_arp(struct __sk_buff *skb, const struct endpoint *e)
 }
 
 // check_neighbour looks at a neighbour solicitation (135), an advertisement (136) or a router solicitation (133).
-CALL enum reason check_neighbour(struct __sk_buff *skb, const struct endpoint *e, u32 at, u8 type, int unspecified)
+CALL enum reason check_neighbour(struct __sk_buff *skb, const struct endpoint *e, const struct packet *p, u8 type, int unspecified)
 {
-	u32 end = skb->len;
+	u32 at = p->l4, end = p->end;
 	u8 target[16], flags, option[8];
 	if (skb_load(skb, at + 4, &flags, 1))
 		return R_RUNT;
 	at += 8;
 	if (type != 133) {
-		if (skb_load(skb, at, target, 16))
+		if (at + 16 > end || skb_load(skb, at, target, 16))
 			return R_RUNT;
 		at += 16;
 		int own = same(target, e->link_local, 16) || (!zero(e->ip6, 16) && same(target, e->ip6, 16));
@@ -308,7 +309,7 @@ CALL enum reason check_neighbour(struct __sk_buff *skb, const struct endpoint *e
 		}
 		at += 8;
 	}
-	if (at != end)
+	if (at != end) // also when there are more options than anybody needs
 		return R_NDP;
 	return promised(skb) ? R_CHECKSUM : PASS;
 }
@@ -321,14 +322,14 @@ INLINE enum reason read_ports(struct __sk_buff *skb, struct packet *p, int from_
 	} ports;
 	p->begins = 1;
 	if (p->later || (p->protocol != TCP && p->protocol != UDP))
-		return PASS;
-	if (skb_load(skb, p->l4, &ports, 4))
+		return p->fragmented && !p->later && p->l4 + 8 > p->end ? R_FRAGMENT : PASS;
+	if (p->l4 + 4 > p->end || skb_load(skb, p->l4, &ports, 4))
 		return p->fragmented ? R_FRAGMENT : R_RUNT;
 	p->local_port = from_guest ? ports.source : ports.destination;
 	p->remote_port = from_guest ? ports.destination : ports.source;
 	if (p->protocol == TCP) {
 		u8 flags;
-		if (skb_load(skb, p->l4 + 13, &flags, 1))
+		if (p->l4 + 14 > p->end || skb_load(skb, p->l4 + 13, &flags, 1))
 			return p->fragmented ? R_FRAGMENT : R_RUNT;
 		p->begins = (flags & 0x12) == 0x02;
 	}
@@ -355,6 +356,7 @@ INLINE enum reason parse_ipv4(struct __sk_buff *skb, struct packet *p, struct ip
 		return R_RUNT;
 	p->protocol = h->protocol;
 	p->l4 = ETH_LEN + sizeof(*h);
+	p->end = ETH_LEN + total;
 	p->fragmented = (h->fragment & htons(0x3fff)) != 0;
 	p->later = (h->fragment & htons(0x1fff)) != 0;
 	return PASS;
@@ -395,6 +397,7 @@ INLINE enum reason parse_ipv6(struct __sk_buff *skb, struct packet *p, struct ip
 		return R_RUNT;
 	p->protocol = h->next;
 	p->l4 = ETH_LEN + sizeof(*h);
+	p->end = p->l4 + ntohs(h->payload);
 	if (p->protocol == FRAGMENT) {
 		struct fragment6 f;
 		if (skb_load(skb, p->l4, &f, sizeof(f)))
@@ -412,10 +415,10 @@ INLINE enum reason check_icmpv6(struct __sk_buff *skb, const struct endpoint *e,
 	u8 type;
 	if (p->later)
 		return unspecified ? R_SOURCE_IPV6 : PASS; // nothing without its first fragment, which was looked at
-	if (skb_load(skb, p->l4, &type, 1))
+	if (p->l4 + 4 > p->end || skb_load(skb, p->l4, &type, 1))
 		return R_RUNT;
 	if (type == 133 || type == 135 || type == 136)
-		return p->fragmented || hops != 255 ? R_NDP : check_neighbour(skb, e, p->l4, type, unspecified);
+		return p->fragmented || hops != 255 ? R_NDP : check_neighbour(skb, e, p, type, unspecified);
 	if (type == 134 || type == 137)
 		return R_ROUTER;
 	if ((type >= 130 && type <= 132) || type == 143)
