@@ -164,7 +164,7 @@ func TestHostileGuest(t *testing.T) {
 	good, eg := h.guest(EndpointSpec{Network: one.Name, Name: "good"})
 	server, es := h.guest(EndpointSpec{Network: one.Name, Name: "server"})
 	listen(t, server, "server")
-	wire := sniff(t, eb.TAP)   // before the filter: sees what was tried
+	wire := sniff(t, eb.TAP)    // before the filter: sees what was tried
 	out := sniff(t, one.Bridge) // behind it
 
 	mac, _ := net.ParseMAC(eb.MAC)

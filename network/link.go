@@ -229,6 +229,9 @@ func (l *links) connect(n *Network, e *Endpoint) error {
 	for _, set := range []func() error{
 		func() error { return netlink.LinkSetLearning(tap, false) },
 		func() error { return netlink.LinkSetFlood(tap, false) },
+		// With br_netfilter a guest that asks for a port of its own is answered within the bridge. What it sends to all does
+		// not come back to it: its guard sees to that.
+		func() error { return netlink.LinkSetHairpin(tap, true) },
 		func() error { return netlink.LinkSetIsolated(tap, n.Isolated()) },
 		func() error {
 			return netlink.NeighSet(&netlink.Neigh{LinkIndex: index, Family: unix.AF_BRIDGE, State: unix.NUD_NOARP,

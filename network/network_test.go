@@ -14,6 +14,7 @@ import (
 	"time"
 
 	mdns "github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
 
 	"github.com/cradlevm/cradle/network/nettest"
 )
@@ -102,6 +103,15 @@ func (h *house) guest(s EndpointSpec) (*nettest.Guest, Endpoint) {
 	h.t.Helper()
 	e := h.attach(s)
 	g := nettest.NewGuest(h.t, e.TAP)
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) { // the bridge hears of the carrier later
+		link, err := netlink.LinkByName(e.TAP)
+		if err != nil || time.Now().After(end) {
+			h.t.Fatalf("%s does not come up: %v", e.TAP, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			break
+		}
+	}
 	g.Configure(e.MAC, e.MTU, []netip.Prefix{e.IPv4, e.IPv6}, []netip.Addr{e.Gateway4, e.Gateway6})
 	return g, e
 }

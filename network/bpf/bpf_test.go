@@ -250,6 +250,17 @@ func TestUnassignedPassesNothing(t *testing.T) {
 	}
 }
 
+func TestReflection(t *testing.T) {
+	g := guards(t, whole())
+	arp := nettest.Frame(nettest.Broadcast(), mac, 0x0806, nettest.ARP(1, mac, ip, make([]byte, 6), peer))
+	if r := verdict(t, g, g.to, arp); r != "reflection" {
+		t.Errorf("its own broadcast: %q", r)
+	}
+	if r := verdict(t, g, g.to, change(arp, 6, other...)); r != "" {
+		t.Errorf("another's broadcast: %q", r)
+	}
+}
+
 func TestNoIPv6(t *testing.T) {
 	g := guards(t, Endpoint{MAC: mac, IPv4: ip})
 	for _, f := range [][]byte{v6(local6, 17, nettest.UDP6(local6, peer6, 1, 2, nil)), nd(none6, 135, 0, local6)} {

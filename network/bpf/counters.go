@@ -10,7 +10,7 @@ import (
 // reasons are tap.c's, in its order; the first is none.
 var reasons = [...]string{
 	"", "unassigned", "runt", "vlan", "ethertype", "source-mac", "source-ipv4", "source-ipv6", "arp", "ndp", "router", "dhcp",
-	"icmpv6", "multicast-report", "ip-options", "extension-header", "fragment", "checksum", "metadata", "policy", "rate",
+	"icmpv6", "multicast-report", "ip-options", "extension-header", "fragment", "checksum", "metadata", "policy", "rate", "reflection",
 }
 
 type counterKey struct{ Ifindex, Direction uint32 }

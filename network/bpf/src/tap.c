@@ -28,6 +28,7 @@ enum reason {
 	R_METADATA,        // to a cloud's metadata service, or to loopback
 	R_POLICY,          // the endpoint's policy says no
 	R_RATE,            // over the endpoint's rate limit
+	R_REFLECTION,      // the guest's own broadcast, coming back
 	REASONS,
 };
 
@@ -665,6 +666,12 @@ INLINE enum reason check_to_guest(struct __sk_buff *skb)
 		return R_UNASSIGNED;
 	if (skb->vlan_present)
 		return R_VLAN;
+	// Ports are in hairpin mode, so that a guest reaches itself by a published port; what it sends to all is not for it.
+	struct ethernet eth;
+	if (skb_load(skb, 0, &eth, sizeof(eth)))
+		return R_RUNT;
+	if (eth.destination[0] & 1 && same(eth.source, e->mac, 6))
+		return R_REFLECTION;
 	if (over_rate(ifindex, TO_GUEST, skb->len))
 		return R_RATE;
 	if (e->flags & F_POLICY)
