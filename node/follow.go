@@ -88,8 +88,8 @@ func (c *ctr) finish(r *run, status api.ExitStatus, err error) {
 	c.wake(false)
 	c.endAttachments()
 	c.mu.Unlock()
+	c.emitDie(rec) // before who waited for it goes on: a stop tells of itself after
 	close(r.ended)
-	c.emitDie(rec)
 	r.phases.done("record")
 	c.teardown(r, rec)
 	r.phases.done("teardown")

@@ -90,8 +90,8 @@ func (c *ctr) part(r *run, rec record) (killed <-chan struct{}, ok bool) {
 	c.wake(false)
 	c.endAttachments()
 	c.mu.Unlock()
+	c.emitDie(rec) // before who waited for it goes on: a stop tells of itself after
 	close(r.ended)
-	c.emitDie(rec)
 	c.goodbye()
 	return over, true
 }

@@ -171,8 +171,8 @@ func systemRows() []row {
 		{line: "events --since {start} --until {now} --filter container=seen --format '{{.Type}} {{.Action}} {{.Actor.Attributes.name}} {{.Actor.Attributes.image}} {{.Actor.Attributes.exitCode}}'"},
 		{line: "events --since {start} --until {now} --filter container=crate --format '{{.Action}}'"},
 		{line: "events --since {start} --until {now} --filter container=stubb --format '{{.Action}} {{.Actor.Attributes.signal}} {{.Actor.Attributes.exitCode}}'"},
-		{line: "events --since {start} --until {now} --filter container=bb --format '{{.Action}} {{.Actor.Attributes.signal}} {{.Actor.Attributes.exitCode}}'"},
-		{line: "events --since {start} --until {now} --filter image=debian --filter type=container --format '{{.Action}} {{.Actor.Attributes.name}}' --filter event=create --filter container=cc"},
+		// A filter's value is the beginning of a name or of an id: these begin no id.
+		{line: "events --since {start} --until {now} --filter container=box --filter event=kill --filter event=die --filter event=destroy --format '{{.Action}} {{.Actor.Attributes.signal}} {{.Actor.Attributes.exitCode}}'"},
 		{line: "events --since {start} --until {now} --filter event=destroy --filter container=seen --format '{{.Actor.Attributes.name}}'"},
 		{line: "events --since {now} --until {start}", mask: numbers},
 		{line: "events --since nonsense"},
