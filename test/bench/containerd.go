@@ -50,7 +50,7 @@ address = %q
 	if err != nil {
 		return nil, err
 	}
-	cmd.Env = ownEnv("PATH=" + e.containerd + ":" + os.Getenv("PATH")) // the runc shim is looked for there
+	cmd.Env = ownEnv("TMPDIR="+dir, "PATH="+e.containerd+":"+os.Getenv("PATH")) // the runc shim is looked for there
 	p, err := launch(ctx, cmd, dir+".log", func(string) bool { return c.do(ctx, "version") == nil })
 	if err != nil {
 		return nil, errors.Join(err, c.clean())

@@ -37,7 +37,7 @@ func startDocker(ctx context.Context, e env) (*side, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd.Env = ownEnv()
+	cmd.Env = ownEnv("TMPDIR=" + dir) // where a containerd that is slow to answer writes its stacks
 	cmd.SysProcAttr.Unshareflags |= syscall.CLONE_NEWNET
 	p, err := launch(ctx, cmd, filepath.Join(e.dir, "docker.log"), func(string) bool { return answers(socket) })
 	clean := func() error { return errors.Join(endBelow(dir), removeCgroups(cgroup), os.RemoveAll(dir)) }
