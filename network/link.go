@@ -332,6 +332,12 @@ func notFound(err error) bool {
 	return errors.As(err, &missing)
 }
 
+// linkExists tells whether there is an interface of that name; in doubt, yes.
+func linkExists(name string) bool {
+	_, err := netlink.LinkByName(name)
+	return !notFound(err)
+}
+
 // noIPv6 keeps the host from speaking IPv6 on an interface. A host without IPv6 does not.
 func noIPv6(name string) error { return sysctl("ipv6", name, "disable_ipv6", "1") }
 

@@ -350,7 +350,7 @@ func (n *Networks) ready(net *network) error {
 	}
 	made := net.Network
 	made.Created = time.Now().UTC()
-	if _, err := os.Stat("/sys/class/net/cradle0"); err != nil {
+	if !linkExists("cradle0") {
 		made.Bridge = "cradle0" // unless another daemon has it
 	}
 	if err := n.complete(&made, nil); err != nil {

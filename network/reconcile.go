@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 
@@ -65,17 +66,15 @@ func (n *Networks) removeDead(live Live, r *Report) error {
 		return errors.Join(append(errs, err)...)
 	}
 	indexes := map[int]bool{}
+	var dead []string
 	for name, link := range taps {
 		if keep[name] {
 			indexes[link.Attrs().Index] = true
-			continue
+		} else {
+			dead = append(dead, name)
 		}
-		if err := n.links.removeTAP(name); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		r.Removed = append(r.Removed, "interface "+name)
 	}
+	errs = append(errs, n.removeTAPs(dead, r))
 	bridges, err := n.links.bridges()
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -97,6 +96,33 @@ func (n *Networks) removeDead(live Live, r *Report) error {
 		}
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// removeTAPs removes many at a time: most of what one takes is waiting, for the kernel to be sure that nobody uses it.
+func (n *Networks) removeTAPs(names []string, r *Report) error {
+	const atOnce = 32
+	var (
+		mu      sync.Mutex
+		errs    []error
+		running sync.WaitGroup
+		places  = make(chan struct{}, atOnce)
+	)
+	for _, name := range names {
+		places <- struct{}{}
+		running.Go(func() {
+			defer func() { <-places }()
+			err := n.links.removeTAP(name)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				errs = append(errs, err)
+				return
+			}
+			r.Removed = append(r.Removed, "interface "+name)
+		})
+	}
+	running.Wait()
+	return errors.Join(errs...)
 }
 
 // repair makes again what is missing. It changes nothing where all is well.
