@@ -261,11 +261,10 @@ func (l *links) assign(n *Network, e *Endpoint, index int) error {
 	return l.guards.Assign(index, g)
 }
 
-// connected tells whether a TAP is where connect puts it.
-func (l *links) connected(n *Network, e *Endpoint, tap netlink.Link) bool {
-	bridge, err := netlink.LinkByName(n.Bridge)
+// connected tells whether a TAP is where connect puts it; bridge may be nil.
+func connected(n *Network, tap, bridge netlink.Link) bool {
 	a := tap.Attrs()
-	return err == nil && a.MasterIndex == bridge.Attrs().Index && a.Flags&net.FlagUp != 0 && a.MTU == n.MTU && l.guards.Guarded(a.Index)
+	return bridge != nil && a.MasterIndex == bridge.Attrs().Index && a.Flags&net.FlagUp != 0 && a.MTU == n.MTU
 }
 
 // disconnect takes a TAP from its bridge; it passes nothing from then on. Idempotent, also when the TAP is gone.

@@ -38,7 +38,7 @@ func (n *Networks) Reconcile(ctx context.Context, live Live) (Report, error) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	errs := []error{n.removeDead(live, &r), n.repair(&r)}
+	errs := []error{n.removeDead(live, &r), n.repair(&r, true)}
 	n.startWatching()
 	return r, errors.Join(errs...)
 }
@@ -125,8 +125,9 @@ func (n *Networks) removeTAPs(names []string, r *Report) error {
 	return errors.Join(errs...)
 }
 
-// repair makes again what is missing. It changes nothing where all is well.
-func (n *Networks) repair(r *Report) error {
+// repair makes again what is missing. It changes nothing where all is well. Only when it is to be thorough does it look at what
+// nobody touches by accident and what takes long: the programs on every TAP, the firewall element by element.
+func (n *Networks) repair(r *Report, thorough bool) error {
 	var errs []error
 	v6 := false
 	routed := false
@@ -148,26 +149,21 @@ func (n *Networks) repair(r *Report) error {
 	if routed {
 		errs = append(errs, forward(v6))
 	}
-	if h := n.hostState(); len(h.networks) > 0 && !n.firewall.intact(h) {
-		if err := n.firewall.replace(h); err != nil {
-			errs = append(errs, err)
-		} else {
-			r.Made = append(r.Made, "firewall")
-		}
-	} else if len(h.networks) == 0 {
-		if there, err := n.firewall.exists(); err == nil && there {
-			errs = append(errs, n.firewall.remove())
-			r.Removed = append(r.Removed, "firewall")
-		}
+	if thorough {
+		errs = append(errs, n.repairFirewall(r))
 	}
 	taps, err := n.links.taps()
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
 	for name, tap := range taps { // those of older versions too, and those without an endpoint
-		if !n.links.guards.Guarded(tap.Attrs().Index) {
+		if thorough && !n.links.guards.Guarded(tap.Attrs().Index) {
 			errs = append(errs, n.guardAgain(name, tap, r))
 		}
+	}
+	bridges, err := n.links.bridges()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
 	}
 	for _, e := range n.endpoints {
 		tap, there := taps[e.TAP]
@@ -176,7 +172,7 @@ func (n *Networks) repair(r *Report) error {
 			continue
 		}
 		net := n.networks[e.Network]
-		if !n.links.connected(&net.Network, e, tap) {
+		if !connected(&net.Network, tap, bridges[net.Bridge]) {
 			if err := n.links.connect(&net.Network, e); err != nil {
 				errs = append(errs, err)
 				continue
@@ -188,6 +184,23 @@ func (n *Networks) repair(r *Report) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (n *Networks) repairFirewall(r *Report) error {
+	h := n.hostState()
+	if len(h.networks) == 0 {
+		there, err := n.firewall.exists()
+		if err != nil || !there {
+			return err
+		}
+		r.Removed = append(r.Removed, "firewall")
+		return n.firewall.remove()
+	}
+	if n.firewall.intact(h) {
+		return nil
+	}
+	r.Made = append(r.Made, "firewall")
+	return n.firewall.replace(h)
 }
 
 // guardAgain puts our programs on a TAP that has none or other ones; its endpoint's entry is there before they are.

@@ -2,10 +2,12 @@ package network
 
 import (
 	"errors"
+	"net"
 	"os"
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -105,10 +107,12 @@ func (n *Networks) keepRepaired(w *watch) {
 	slow := time.NewTicker(time.Minute)
 	defer slow.Stop()
 	for {
+		thorough := false
 		select {
 		case <-w.stop:
 			return
 		case <-slow.C:
+			thorough = true
 		case <-w.poke:
 			select {
 			case <-w.stop:
@@ -117,9 +121,7 @@ func (n *Networks) keepRepaired(w *watch) {
 			}
 		}
 		var r Report
-		n.mu.Lock()
-		err := n.repair(&r)
-		n.mu.Unlock()
+		err := n.look(&r, thorough)
 		if err != nil {
 			n.log.Error("networks could not be repaired", "error", err)
 		}
@@ -127,4 +129,50 @@ func (n *Networks) keepRepaired(w *watch) {
 			n.log.Warn("somebody has changed the host's network; ours is repaired", "made", r.Made)
 		}
 	}
+}
+
+// look repairs what is wrong. Most changes are our own, and nobody is to wait for a look at them: it is had without the lock.
+func (n *Networks) look(r *Report, thorough bool) error {
+	n.mu.Lock()
+	h := n.hostState()
+	n.mu.Unlock()
+	intact := len(h.networks) == 0 || n.firewall.intact(h)
+	all, err := netlink.LinkList()
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !thorough && intact && n.linked(all) {
+		return nil
+	}
+	err = n.repair(r, thorough)
+	if !intact && !thorough {
+		err = errors.Join(err, n.repairFirewall(r))
+	}
+	return err
+}
+
+// linked tells whether all bridges are up, and all TAPs on theirs.
+func (n *Networks) linked(all []netlink.Link) bool {
+	byName := map[string]netlink.Link{}
+	for _, l := range all {
+		byName[l.Attrs().Name] = l
+	}
+	for _, k := range n.networks {
+		if len(k.Subnets) == 0 {
+			continue
+		}
+		b := byName[k.Bridge]
+		if b == nil || b.Attrs().Alias != n.links.alias || b.Attrs().Flags&net.FlagUp == 0 {
+			return false
+		}
+	}
+	for _, e := range n.endpoints {
+		k, tap := n.networks[e.Network], byName[e.TAP]
+		if tap != nil && !connected(&k.Network, tap, byName[k.Bridge]) {
+			return false
+		}
+	}
+	return true
 }

@@ -195,7 +195,9 @@ func TestForwarding(t *testing.T) {
 	a.Upstreams = []netip.AddrPort{honest}
 	a.Allow = func(name string) bool { return name != "secret.example" }
 	opened := make(chan string, 1)
-	a.Opened = func(name string, addresses []netip.Addr, ttl time.Duration) { opened <- fmt.Sprint(name, addresses, ttl) }
+	a.Opened = func(name string, addresses []netip.Addr, ttl time.Duration) {
+		opened <- fmt.Sprint(name, addresses, ttl)
+	}
 	s = serve(t, a, Options{Upstreams: []netip.AddrPort{liar}})
 	if in := exchange(t, s, "udp", new(dns.Msg).SetQuestion("B.example.", dns.TypeA)); len(in.Answer) != 2 {
 		t.Errorf("%v", in)
