@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -185,13 +186,11 @@ func TestCloneFails(t *testing.T) {
 			}
 		},
 		"one of three": func(h *house, id string) {
-			n := 0
+			var n atomic.Int32
 			h.driver.Fault(func(m *sandboxtest.Machine, c *wire.Call) bool {
-				if c.Method == api.MethodIdentify {
-					if n++; n == 3 {
-						fail(m, c)
-						return true
-					}
+				if c.Method == api.MethodIdentify && n.Add(1) == 3 {
+					fail(m, c)
+					return true
 				}
 				return false
 			})

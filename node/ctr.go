@@ -34,6 +34,7 @@ type ctr struct {
 	abort    func(error)  // ends the start under way; nil when there is none
 	removing bool
 	removed  bool
+	stopping int           // stops under way: what is saved now would be at its end
 	keep     bool          // a restart is under way: the end of the run removes nothing
 	backoff  time.Duration // before the last restart by policy
 	waiters  map[*waiter]struct{}

@@ -169,7 +169,7 @@ func (c *ctr) recoverState(rec record) {
 }
 
 // ContainerDiscardState makes a hibernated container one that has exited: its processes are lost, its disk is as after
-// a crash.
+// a crash. One that is removed at its end is removed.
 func (n *Node) ContainerDiscardState(_ context.Context, name string) error {
 	c, err := n.find(name)
 	if err != nil {
@@ -184,6 +184,9 @@ func (n *Node) ContainerDiscardState(_ context.Context, name string) error {
 		return err
 	}
 	c.dropState()
+	if c.snapshot().HostConfig.AutoRemove { // what it was kept for has gone
+		return c.remove()
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -361,4 +362,131 @@ func (h *house) find1(id string) *ctr {
 		h.t.Fatal(err)
 	}
 	return c
+}
+
+// A prune leaves what is hibernated alone; a discarded one that is removed at its end is removed.
+func TestHibernatedIsNotPruned(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.remembering("one", "42")
+		h.remembering("two", "43", autoRemove)
+		for _, name := range []string{"one", "two"} {
+			if err := h.ContainerSaveState(ctx, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if report, err := h.ContainerPrune(ctx, nil); err != nil || len(report.ContainersDeleted) != 0 {
+			t.Errorf("pruned: %+v, %v", report, err)
+		}
+		for _, name := range []string{"one", "two"} {
+			if err := h.ContainerDiscardState(ctx, name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := h.find("two")
+		wantNotFound(t, err)
+		if report, err := h.ContainerPrune(ctx, nil); err != nil || len(report.ContainersDeleted) != 1 {
+			t.Errorf("pruned: %+v, %v", report, err)
+		}
+		h.empty()
+	})
+}
+
+// What is being stopped is neither saved nor cloned: it would end as soon as it went on.
+func TestSaveWhileStopping(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.run("one", "deaf")
+		stopped := make(chan error, 1)
+		go func() { stopped <- h.ContainerStop(ctx, "one", "", nil) }()
+		synctest.Wait()
+		wantConflict(t, h.ContainerSaveState(ctx, "one"))
+		_, err := h.ContainerClone(ctx, "one", CloneOptions{Count: 1})
+		wantConflict(t, err)
+		if err := <-stopped; err != nil {
+			t.Fatal(err)
+		}
+		h.wantState("one", container.StateExited, 137)
+		// It is nothing that lasts: the next run can be saved.
+		h.start("one")
+		if err := h.ContainerSaveState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// Execs end where their container is hibernated, and no clone has those of its source.
+func TestExecsOfSaved(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.run("one", "sleep")
+		id := h.exec("one", container.ExecCreateRequest{Cmd: []string{"deaf"}})
+		done := h.begin(ctx, id, newClient().streams)
+		synctest.Wait()
+		report, err := h.ContainerClone(ctx, "one", CloneOptions{Count: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		clone := h.find1(report.IDs[0])
+		if execs := clone.listExecs(); len(execs) != 0 {
+			t.Errorf("the clone has %d execs", len(execs))
+		}
+		if _, err := os.Stat(clone.execDir()); err == nil {
+			t.Error("the clone has files of execs")
+		}
+		h.wantExec(id, true, 0)
+		if err := h.ContainerSaveState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		h.wantExec(id, false, 137)
+		h.start("one")
+		h.restart() // nobody takes up what is not there
+		h.wantExec(id, false, 137)
+		again := h.exec("one", container.ExecCreateRequest{Cmd: []string{"true"}})
+		if err := <-h.begin(ctx, again, newClient().streams); err != nil {
+			t.Error(err)
+		}
+		h.wantExec(again, false, 0)
+	})
+}
+
+// Removing by force what is just being cloned or saved waits for that, and then leaves nothing of it.
+func TestRemoveWhileSaving(t *testing.T) {
+	for what, save := range map[string]func(h *house) error{
+		"hibernate": func(h *house) error { return h.ContainerSaveState(context.Background(), "one") },
+		"clone": func(h *house) error {
+			_, err := h.ContainerClone(context.Background(), "one", CloneOptions{Count: 2, Name: "two"})
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *house) {
+				ctx := context.Background()
+				h.remembering("one", "42")
+				frozen, goOn := make(chan struct{}), make(chan struct{})
+				var once sync.Once
+				h.driver.Fault(onFrozen(func(_ *sandboxtest.Machine, c *wire.Call) {
+					once.Do(func() { close(frozen); <-goOn })
+					c.Fail(api.Errorf(api.CodeInternal, "no way"))
+				}))
+				saved, removed := make(chan error, 1), make(chan error, 1)
+				go func() { saved <- save(h) }()
+				<-frozen
+				go func() { removed <- h.ContainerRemove(ctx, "one", true, false) }()
+				synctest.Wait()
+				close(goOn)
+				if err := <-saved; err == nil {
+					t.Error("it is saved")
+				}
+				if err := <-removed; err != nil {
+					t.Error(err)
+				}
+				synctest.Wait()
+				h.empty()
+			})
+		})
+	}
 }

@@ -151,7 +151,8 @@ func (n *Node) ContainerPrune(ctx context.Context, filters dockerapi.Filters) (c
 	var report container.PruneReport
 	for _, c := range n.all() {
 		r := c.snapshot()
-		if active(r.Status) || !matchesLabels(r.Config.Labels, filters["label"]) || (!until.IsZero() && !r.Created.Before(until)) {
+		// What is hibernated goes on some day, and what is being cloned at once.
+		if active(r.Status) || r.Hibernated || r.Cloning || !matchesLabels(r.Config.Labels, filters["label"]) || (!until.IsZero() && !r.Created.Before(until)) {
 			continue
 		}
 		if len(filters["label!"]) > 0 && matchesLabels(r.Config.Labels, filters["label!"]) {

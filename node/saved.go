@@ -63,14 +63,16 @@ func (n *Node) form(ctx context.Context) (form, error) {
 	return form{Format: savedFormat, Protocol: api.ProtocolVersion, Guest: n.options.Guest.Digest, Monitor: version}, nil
 }
 
-// savable returns the run of a container that can be saved: it runs, and is not paused.
+// savable returns the run of a container that can be saved: it runs, and is neither paused nor being stopped.
 func (c *ctr) savable() (*run, record, error) {
 	c.mu.Lock()
-	r, rec, removing := c.run, c.rec, c.removing
+	r, rec, removing, stopping := c.run, c.rec, c.removing, c.stopping > 0
 	c.mu.Unlock()
 	switch {
 	case removing:
 		return nil, rec, notFound("No such container: %s", c.id)
+	case stopping && up(rec.Status): // it has its stop signal, and would end as soon as it went on
+		return nil, rec, conflict("container %s is being stopped", c.id)
 	case rec.Status == container.StatePaused:
 		return nil, rec, conflict("container %s is paused, unpause it first", c.id)
 	case r == nil || rec.Status != container.StateRunning || rec.Sandbox == nil:
@@ -83,12 +85,16 @@ func (c *ctr) savable() (*run, record, error) {
 
 // checkpoint saves a container that runs and goes on. still copies its disk. pause is for how long its processes stood
 // still. op is held.
-func (c *ctr) checkpoint(ctx context.Context, r *run, rec record, still func(context.Context) error) (_ *savedRun, pause time.Duration, err error) {
+func (c *ctr) checkpoint(ctx context.Context, r *run, rec record, still func(context.Context) error) (from *savedRun, pause time.Duration, err error) {
 	c.still.mu.Lock()
 	defer c.still.mu.Unlock()
 	began := time.Now()
 	defer func() {
-		err = errors.Join(err, c.goOn(ctx, r))
+		if e := c.goOn(ctx, r); e != nil {
+			if err = errors.Join(err, e); from != nil {
+				err = errors.Join(err, from.saved.Close())
+			}
+		}
 		pause = time.Since(began)
 		if e := r.vm.SetClock(context.WithoutCancel(ctx)); e != nil && err == nil {
 			c.node.options.Log.Warn("set the clock after a checkpoint", "container", c.id, "err", e)

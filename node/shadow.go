@@ -39,18 +39,18 @@ type shadow struct {
 // makeShadow makes the warm image of a key from a container that was started as it says.
 func (n *Node) makeShadow(key string, source record) {
 	defer n.running.Done()
+	defer n.warmth.done(key)
 	log := n.options.Log.With("container", source.ID, "image", source.Config.Image)
-	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(n.ctx, shadowLimit, fmt.Errorf("it was not ready within %v", shadowLimit))
-	defer cancel()
 	select {
 	case n.warmth.making <- struct{}{}: // one at a time
 		defer func() { <-n.warmth.making }()
-	case <-ctx.Done():
+	case <-n.ctx.Done():
 		return
 	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeoutCause(n.ctx, shadowLimit, fmt.Errorf("it was not ready within %v", shadowLimit))
+	defer cancel()
 	err := n.castShadow(ctx, key, source)
-	n.warmth.done(key)
 	switch {
 	case n.ctx.Err() != nil:
 	case err != nil:

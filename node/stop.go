@@ -84,6 +84,8 @@ func (c *ctr) stop(ctx context.Context, signal string, timeout *int) error {
 	if timeout != nil {
 		limit = time.Duration(*timeout) * time.Second
 	}
+	c.count(&c.stopping, 1)
+	defer c.count(&c.stopping, -1)
 	r, err := c.unwanted(ctx)
 	if err != nil {
 		return err
@@ -112,6 +114,13 @@ func (c *ctr) stop(ctx context.Context, signal string, timeout *int) error {
 	}
 	c.emit(events.ActionStop, nil)
 	return nil
+}
+
+// count adds to one of the container's counters.
+func (c *ctr) count(counter *int, more int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	*counter += more
 }
 
 // unwanted notes that the user wants the container to end, so that no restart policy starts it again. A start under

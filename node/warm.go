@@ -75,6 +75,9 @@ func openWarmth(dir string) (*warmth, error) {
 	if err := snapshot.Sweep(dir); err != nil {
 		return nil, fmt.Errorf("open warm images: %w", err)
 	}
+	if err := sweepFailures(dir); err != nil {
+		return nil, fmt.Errorf("open warm images: %w", err)
+	}
 	return &warmth{dir: dir, making: make(chan struct{}, 1), wanted: map[string]bool{}}, nil
 }
 
@@ -90,10 +93,31 @@ func (w *warmth) close() {
 	w.loaded = nil
 }
 
+// failure is where it is said why the shadow of key came to nothing.
+func (w *warmth) failure(key string) string { return w.path(key) + failureSuffix }
+
+const failureSuffix = ".failed"
+
+// sweepFailures removes what is said of failures that keep nobody from trying again.
+func sweepFailures(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err == nil && strings.HasSuffix(e.Name(), failureSuffix) && time.Since(fi.ModTime()) >= warmRetry {
+			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // want reports whether a shadow is to be made for key, and that it is from now on: not while another is, nor soon after
 // one has failed.
 func (w *warmth) want(key string) bool {
-	if fi, err := os.Stat(w.path(key) + ".failed"); err == nil && time.Since(fi.ModTime()) < warmRetry {
+	if fi, err := os.Stat(w.failure(key)); err == nil && time.Since(fi.ModTime()) < warmRetry {
 		return false
 	}
 	w.mu.Lock()
@@ -121,7 +145,7 @@ func (w *warmth) busy() bool {
 // fail remembers that the shadow of key came to nothing.
 func (w *warmth) fail(key string, why error) {
 	// If even that cannot be written, it is tried again at the next start: no more often than containers start.
-	_ = os.WriteFile(w.path(key)+".failed", []byte(clean(why.Error())+"\n"), 0o600)
+	_ = os.WriteFile(w.failure(key), []byte(clean(why.Error())+"\n"), 0o600)
 }
 
 // keep puts a warm image into memory, as the one used last.
@@ -196,7 +220,7 @@ func (w *warmth) evict(key string) error {
 		all, total = append(all, i), total+i.bytes
 	}
 	slices.SortFunc(all, func(a, b image) int { return a.used.Compare(b.used) })
-	var errs []error
+	errs := []error{sweepFailures(w.dir)}
 	for left := len(all); len(all) > 0 && (left > maxWarmImages || total > maxWarmBytes); all = all[1:] {
 		if all[0].key != key {
 			errs = append(errs, w.forget(all[0].key))

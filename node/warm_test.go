@@ -325,3 +325,40 @@ func TestEndWhileShadow(t *testing.T) {
 		}
 	})
 }
+
+// Shadows are made one after the other; one that has to wait for others has all of its time still.
+func TestShadowsInTurn(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.serving()
+		h.run("one", "sleep", warm(warmReadyLabel, "never"))
+		h.run("two", "sleep", warm(warmReadyLabel, "never, either"))
+		ready := "after " + time.Now().Add(2*shadowLimit+time.Minute).Format(time.RFC3339)
+		h.run("three", "serve", warm(warmReadyLabel, ready))
+		h.settled() // and so the daemon may go idle
+		var made, failed int
+		for _, name := range h.warmImages() {
+			if strings.HasSuffix(name, failureSuffix) {
+				failed++
+			} else {
+				made++
+			}
+		}
+		if made != 1 || failed != 2 {
+			t.Errorf("%d made, %d failed", made, failed)
+		}
+		// What is said of failures goes when it keeps nobody from trying again.
+		time.Sleep(warmRetry)
+		old := time.Now().Add(-warmRetry)
+		for _, name := range h.warmImages() {
+			if strings.HasSuffix(name, failureSuffix) {
+				if err := os.Chtimes(h.path("root", "warm", name), old, old); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		h.restart()
+		if left := h.warmImages(); len(left) != 1 || strings.HasSuffix(left[0], failureSuffix) {
+			t.Errorf("left: %v", left)
+		}
+	})
+}
