@@ -57,6 +57,8 @@ func (s *suite) testCheckpoint(t *testing.T) {
 	t.Run("Paused", func(t *testing.T) { s.testPausedCheckpoint(t, m, client, p) })
 	t.Run("Killed", func(t *testing.T) { s.testKilledCheckpoint(t, p) })
 	t.Run("Abandoned", func(t *testing.T) { s.testAbandonedCheckpoint(t) })
+	t.Run("Churn", func(t *testing.T) { s.testChurn(t, false) })
+	t.Run("Savable", func(t *testing.T) { s.testChurn(t, true) })
 	checkCount(t, client, p.count)
 }
 
