@@ -202,7 +202,7 @@ func (s *suite) testClones(t *testing.T, p point) {
 					}
 				}
 			}
-			call(t, client, guestapi.MethodPowerOff, nil, nil)
+			askEnd(t, client, guestapi.MethodPowerOff)
 			if err := m.end(); err != nil {
 				t.Errorf("after a power-off: %v", err)
 			}
