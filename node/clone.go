@@ -107,8 +107,9 @@ func (n *Node) addClones(source record, o CloneOptions) (clones []*ctr, err erro
 func (n *Node) addSaved(source record, name string, labels map[string]string) (*ctr, error) {
 	rec := record{
 		ID: newID(), Created: time.Now(), ImageID: source.ImageID, Config: source.Config, HostConfig: source.HostConfig,
-		Platform: source.Platform, Dir: source.Dir, Status: container.StateCreated, Cloning: true,
+		Platform: source.Platform, Dir: source.Dir, Status: container.StateCreated, Cloning: true, Links: ownLinks(source.Links),
 	}
+	rec.HostConfig.PortBindings = anyHostPort(source.HostConfig.PortBindings)
 	rec.Config.Hostname = rec.ID[:12] // an identity of its own, whatever name the source was given
 	rec.Config.Labels = maps.Clone(source.Config.Labels)
 	if rec.Config.Labels == nil {

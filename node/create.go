@@ -49,6 +49,11 @@ func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec
 		ID: id, Created: time.Now(), ImageID: img.ID, Config: *prepared.Config, HostConfig: *prepared.Host,
 		Platform: "linux", Dir: dir, Status: container.StateCreated,
 	}
+	if r.NetworkingConfig != nil {
+		if rec.Links, err = n.linksAt(&rec, r.NetworkingConfig); err != nil {
+			return fail(err)
+		}
+	}
 	if err := n.add(name, rec); err != nil {
 		return fail(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -147,10 +146,9 @@ func (c *ctr) closeDesk() {
 	if err := d.vm.Stop(ctx); err != nil {
 		log.Error("end virtual machine", "err", err)
 	}
-	if err := os.RemoveAll(d.rec.Sandbox.VM.Dir); err != nil {
-		log.Error("remove runtime directory", "err", err)
+	if err := c.node.freeMachine(d.rec.Sandbox.VM); err != nil {
+		log.Error("give back what a virtual machine had", "err", err)
 	}
-	c.node.giveUID(d.rec.Sandbox.VM.UID)
 	if err := c.change(func(r *record) { r.Sandbox, r.Booting = nil, false }); err != nil {
 		log.Error("record end of virtual machine", "err", err)
 	}

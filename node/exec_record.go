@@ -199,12 +199,7 @@ const (
 func (e *exec) adopt(r *run) {
 	n := e.c.node
 	for try := 1; ; try++ {
-		pid, known, err := r.knows(n.ctx, e.process())
-		if pid != 0 { // the earlier daemon may have died before it was told
-			e.mu.Lock()
-			e.rec.PID = pid
-			e.mu.Unlock()
-		}
+		known, err := r.knows(n.ctx, e.process())
 		if known || err != nil { // of a VM that has gone serve will find out
 			break
 		}

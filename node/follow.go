@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"os"
 	"strconv"
 	"time"
 
@@ -170,7 +169,9 @@ func (c *ctr) teardown(r *run, rec record) {
 // clear forgets a VM that has gone.
 func (c *ctr) clear(rec record) {
 	c.freeMachine(rec)
-	if err := c.change(func(rec *record) { rec.Sandbox, rec.Booting, c.run, c.stuck = nil, false, nil, nil }); err != nil {
+	if err := c.change(func(rec *record) {
+		rec.Sandbox, rec.Booting, rec.Links, c.run, c.stuck = nil, false, unlinked(rec.Links), nil, nil
+	}); err != nil {
 		c.node.options.Log.Error("record end of virtual machine", "container", c.id, "err", err)
 	}
 }
@@ -180,10 +181,9 @@ func (c *ctr) freeMachine(rec record) {
 	if rec.Sandbox == nil {
 		return
 	}
-	if err := os.RemoveAll(rec.Sandbox.VM.Dir); err != nil {
-		c.node.options.Log.Error("remove runtime directory", "container", c.id, "err", err)
+	if err := c.node.freeMachine(rec.Sandbox.VM); err != nil {
+		c.node.options.Log.Error("give back what a virtual machine had", "container", c.id, "err", err)
 	}
-	c.node.giveUID(rec.Sandbox.VM.UID)
 }
 
 // pump carries the container's output to its log and to whoever is attached, until it ends.

@@ -15,7 +15,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -54,7 +53,7 @@ func (n *Node) ContainerInspect(_ context.Context, name string, size bool) (cont
 		HostConfig: &r.HostConfig, Config: &r.Config, ExecIDs: c.execIDs(), Mounts: c.mounts(r),
 		GraphDriver: &storage.DriverData{Name: "erofs", Data: map[string]string{"Scratch": filepath.Join(c.dir(), "scratch.ext4")}},
 		NetworkSettings: &container.NetworkSettings{
-			Ports: network.PortMap{}, Networks: networksOf(r),
+			Ports: portsOf(r), Networks: endpointsOf(r),
 		},
 	}
 	if size {

@@ -137,9 +137,9 @@ func (c *ctr) summary(size bool) container.Summary {
 	r := c.snapshot()
 	s := container.Summary{
 		ID: r.ID, Names: []string{"/" + r.Name}, Image: r.Config.Image, ImageID: r.ImageID,
-		Command: commandLine(r.Config), Created: r.Created.Unix(), Ports: []container.PortSummary{},
+		Command: commandLine(r.Config), Created: r.Created.Unix(), Ports: portSummary(r),
 		Labels: r.Config.Labels, State: r.Status, Status: statusText(r, c.healthStatus()),
-		NetworkSettings: &container.NetworkSettingsSummary{Networks: networksOf(r)},
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: endpointsOf(r)},
 		Mounts:          c.mounts(r),
 	}
 	s.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
@@ -191,15 +191,6 @@ func statusText(r record, health container.HealthStatus) string {
 		return fmt.Sprintf("Exited (%d) %s ago", r.ExitCode, since(r.Finished))
 	}
 	return "Created"
-}
-
-// networksOf is what the API shows of a container's networks; there is only "none" so far. A container is in its
-// networks once it was started.
-func networksOf(r record) map[string]*network.EndpointSettings {
-	if r.Started.IsZero() {
-		return map[string]*network.EndpointSettings{"none": {}}
-	}
-	return map[string]*network.EndpointSettings{"none": {NetworkID: noneNetworkID}}
 }
 
 func platformOf(img image.Image) string {

@@ -12,6 +12,7 @@ import (
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/vm"
 	"github.com/moby/moby/api/types/container"
 )
 
@@ -58,9 +59,8 @@ func (c *ctr) adopt(ctx context.Context, r *pool.Ready, config sandbox.Config, u
 	mine := r.Config
 	mine.Hostname, mine.VM.Disks = config.Hostname, config.VM.Disks
 	var steps undoStack
-	steps.push("user id", func() error { c.node.giveUID(mine.VM.UID); return nil })
 	steps.push("record", c.unrecordMachine)
-	steps.push("runtime directory", func() error { return os.RemoveAll(mine.VM.Dir) })
+	steps.push("virtual machine's things", func() error { return c.node.freeMachine(mine.VM) })
 	steps.push("virtual machine", r.Sandbox.Kill)
 	// The record may be late: until it is there, nobody owns the VM, and a daemon that starts ends it.
 	var recorded, named error
@@ -96,19 +96,30 @@ func (c *ctr) boot(ctx context.Context, config sandbox.Config, undo *undoStack) 
 func (c *ctr) claim(config sandbox.Config, undo *undoStack) (sandbox.Config, error) {
 	n := c.node
 	uid := n.takeUID()
-	undo.push("user id", func() error { n.giveUID(uid); return nil })
 	config.Token = sandbox.NewToken()
 	config.VM.ID, config.VM.Dir = c.id, filepath.Join(n.options.Run, "s", c.id[:12])
 	config.VM.UID, config.VM.GID = uid, uid
+	undo.push("virtual machine's things", func() error { return n.freeMachine(config.VM) })
+	nics, err := n.newNICs(len(config.VM.NICs))
+	if err != nil {
+		return config, err
+	}
+	config.VM.NICs = nics
 	undo.push("record", c.unrecordMachine)
 	if err := c.recordMachine(config); err != nil {
 		return config, err
 	}
-	undo.push("runtime directory", func() error { return os.RemoveAll(config.VM.Dir) })
 	if err := os.MkdirAll(config.VM.Dir, 0o700); err != nil {
 		return config, fmt.Errorf("make runtime directory: %w", err)
 	}
 	return config, nil
+}
+
+// freeMachine gives back what a VM that has gone had on the host.
+func (n *Node) freeMachine(c vm.Config) error {
+	err := errors.Join(os.RemoveAll(c.Dir), n.dropNICs(c.NICs))
+	n.giveUID(c.UID)
+	return err
 }
 
 // openPool opens the pool. Without it everything works, only slower: what keeps it from opening is logged.
@@ -122,7 +133,7 @@ func (n *Node) openPool(ctx context.Context) {
 			Dir: filepath.Join(n.options.Root, "templates"), Run: filepath.Join(n.options.Run, "s"),
 			Driver: n.options.Driver, Guest: n.options.Guest, Warm: warm,
 			Settings: n.options.PoolSettings, Usual: n.usualSize(), Keep: n.options.PoolKeep,
-			TakeUID: n.takeUID, GiveUID: n.giveUID, Log: n.options.Log,
+			TakeUID: n.takeUID, GiveUID: n.giveUID, NICs: nicSlots, MakeNICs: n.newNICs, DropNICs: n.dropNICs, Log: n.options.Log,
 		})
 	}
 	if err != nil {

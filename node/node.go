@@ -35,6 +35,7 @@ import (
 
 	"github.com/cradlevm/cradle/guestos"
 	"github.com/cradlevm/cradle/image"
+	"github.com/cradlevm/cradle/network"
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/snapshot"
@@ -56,20 +57,25 @@ type Options struct {
 	Pool         bool
 	PoolSettings pool.Settings
 	PoolKeep     bool
+	// Networks connects containers that do not say otherwise to the network "bridge", and makes others. Without it, or
+	// where it cannot be done, there is only the network "none".
+	Networks bool
 }
 
 // Node is the daemon's state. All methods may be called from any goroutine.
 type Node struct {
-	options  Options
-	store    *store
-	pool     *pool.Pool // nil when it could not be opened, or is not wanted
-	scratch  volume.Scratch
-	settings runspec.Settings
-	key      snapshot.Key // signs saved containers
-	warmth   *warmth
-	events   *eventLog
-	timings  *timings
-	started  time.Time
+	options    Options
+	store      *store
+	pool       *pool.Pool // nil when it could not be opened, or is not wanted
+	scratch    volume.Scratch
+	networks   *network.Networks // nil when they could not be opened, or are not wanted: noNetworks says why
+	noNetworks error
+	settings   runspec.Settings
+	key        snapshot.Key // signs saved containers
+	warmth     *warmth
+	events     *eventLog
+	timings    *timings
+	started    time.Time
 
 	// running counts the goroutines that follow VMs; ctx ends them.
 	ctx     context.Context
@@ -135,6 +141,9 @@ func (n *Node) Close() error {
 	if n.pool != nil {
 		ended = n.pool.Close()
 	}
+	if n.networks != nil {
+		ended = errors.Join(ended, n.networks.Close())
+	}
 	for _, c := range n.all() {
 		c.closeLog()
 		c.mu.Lock()
@@ -186,6 +195,9 @@ func (n *Node) Reset(ctx context.Context) error {
 	n.mu.Unlock()
 	for _, r := range leaving {
 		<-r.torn // an end of a VM has its limits
+	}
+	if n.networks != nil {
+		errs = append(errs, n.networks.Reset(ctx))
 	}
 	return errors.Join(errs...)
 }

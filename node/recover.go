@@ -43,6 +43,10 @@ func (n *Node) recover(ctx context.Context) error {
 	if err := n.sweep(ctx); err != nil {
 		return err
 	}
+	n.openNetworks(ctx)
+	if err := n.reconcileNetworks(ctx); err != nil { // before the pool, whose interfaces no record names
+		n.options.Log.Error("reconcile networks", "err", err)
+	}
 	n.openPool(ctx) // after the sweep, which would take its directories; before the first container starts
 	for _, c := range n.all() {
 		if err := n.recoverContainer(ctx, c); err != nil {

@@ -77,8 +77,6 @@ func (c *ctr) savable() (*run, record, error) {
 		return nil, rec, conflict("container %s is paused, unpause it first", c.id)
 	case r == nil || rec.Status != container.StateRunning || rec.Sandbox == nil:
 		return nil, rec, conflict("container %s is not running", c.id)
-	case slices.ContainsFunc(rec.Sandbox.VM.NICs, func(nic vm.NIC) bool { return nic != vm.NIC{} }):
-		return nil, rec, unsupported("saving a container that is in a network is not supported yet")
 	}
 	return r, rec, nil
 }
@@ -230,6 +228,9 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 		if err := c.beginLog(known.OutputEnd, how.all); err != nil {
 			return nil, err
 		}
+	}
+	if err := c.rejoin(ctx, machine, rec, undo); err != nil {
+		return nil, err
 	}
 	if err := machine.Freeze(ctx, c.id, false); err != nil {
 		return nil, err

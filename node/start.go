@@ -179,6 +179,12 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	if err != nil {
 		return err
 	}
+	if len(rec.Links) > 0 {
+		if err := c.join(ctx, machine, rec, &request, &undo); err != nil {
+			return err
+		}
+		steps.done("network")
+	}
 	if err := machine.Create(ctx, request); err != nil {
 		return startError(rec, err)
 	}
@@ -262,7 +268,9 @@ func (c *ctr) prepare(ctx context.Context, rec record, request *api.CreateReques
 	cpus, memory := runspec.VMSize(&rec.HostConfig, n.settings)
 	return sandbox.Config{
 		Hostname: rec.Config.Hostname,
-		VM:       vm.Config{CPUs: cpus, Memory: memory, Kernel: guest.Kernel, Initrd: guest.Initrd, Disks: disks},
+		VM: vm.Config{
+			CPUs: cpus, Memory: memory, Kernel: guest.Kernel, Initrd: guest.Initrd, Disks: disks, NICs: make([]vm.NIC, nicSlots),
+		},
 	}, guest, nil
 }
 

@@ -487,6 +487,11 @@ func (n *Node) ContainerRename(_ context.Context, name, to string) error {
 		c.mu.Unlock()
 		return err
 	}
+	if n.networks != nil {
+		if err := n.networks.Rename(c.id, to); err != nil {
+			n.options.Log.Error("rename container on its networks", "container", c.id, "err", err)
+		}
+	}
 	c.emit(events.ActionRename, map[string]string{"oldName": "/" + old})
 	return nil
 }

@@ -60,6 +60,9 @@ type record struct {
 	// Hibernated: its processes, with the machine they ran in, lie in its directory, to go on from there.
 	Hibernated bool `json:",omitempty"`
 
+	// Links are its networks.
+	Links []link `json:",omitempty"`
+
 	// Removing: its removal has begun, and is finished by whoever finds it so.
 	Removing bool `json:",omitempty"`
 }

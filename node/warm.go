@@ -263,9 +263,6 @@ func (n *Node) coldReason(rec record) string {
 	if rec.Dir != "" {
 		return "it runs from a summoned directory"
 	}
-	if !rec.HostConfig.NetworkMode.IsNone() && rec.HostConfig.NetworkMode != "" && rec.HostConfig.NetworkMode != "default" {
-		return "it is in a network"
-	}
 	img, err := n.options.Images.Get(rec.ImageID)
 	if err != nil {
 		return "" // its start says so

@@ -93,7 +93,12 @@ type Options struct {
 	// TakeUID reserves a user id for a VM, GiveUID returns it.
 	TakeUID func() uint32
 	GiveUID func(uint32)
-	Log     *slog.Logger
+	// NICs is how many network interfaces each VM has. MakeNICs makes so many that are connected to nothing yet, DropNICs
+	// removes them when the VM has gone.
+	NICs     int
+	MakeNICs func(count int) ([]vm.NIC, error)
+	DropNICs func([]vm.NIC) error
+	Log      *slog.Logger
 }
 
 // Pool keeps sandboxes ready. All methods may be called from any goroutine.
@@ -155,7 +160,7 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 		o.Now = time.Now
 	}
 	o.Host = o.Host.withDefaults()
-	s, err := openStore(ctx, o.Dir, o.Driver, o.Guest.Digest)
+	s, err := openStore(ctx, o.Dir, o.Driver, o.Guest.Digest, o.NICs)
 	if err != nil {
 		return nil, fmt.Errorf("open pool: %w", err)
 	}
@@ -383,11 +388,18 @@ func (p *Pool) config(size Class) (sandbox.Config, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return sandbox.Config{}, err
 	}
+	var nics []vm.NIC
+	if p.o.NICs > 0 {
+		var err error
+		if nics, err = p.o.MakeNICs(p.o.NICs); err != nil {
+			return sandbox.Config{}, errors.Join(err, os.Remove(dir))
+		}
+	}
 	uid := p.o.TakeUID()
 	return sandbox.Config{
 		Token: sandbox.NewToken(),
 		VM: vm.Config{
-			ID: name, Dir: dir, CPUs: size.CPUs, Memory: size.Memory,
+			ID: name, Dir: dir, CPUs: size.CPUs, Memory: size.Memory, NICs: nics,
 			Kernel: p.o.Guest.Kernel, Initrd: p.o.Guest.Initrd, UID: uid, GID: uid,
 		},
 	}, nil
@@ -396,7 +408,11 @@ func (p *Pool) config(size Class) (sandbox.Config, error) {
 // forget takes back what config did.
 func (p *Pool) forget(c sandbox.Config) error {
 	p.o.GiveUID(c.VM.UID)
-	return os.RemoveAll(c.VM.Dir)
+	err := os.RemoveAll(c.VM.Dir)
+	if len(c.VM.NICs) > 0 {
+		err = errors.Join(err, p.o.DropNICs(c.VM.NICs))
+	}
+	return err
 }
 
 // restore makes a sandbox from a template.

@@ -33,6 +33,7 @@ type base struct {
 	Protocol int    `json:"protocol"` // api.ProtocolVersion
 	Guest    string `json:"guest"`    // guestos.Guest.Digest
 	Monitor  string `json:"monitor"`  // vm.Restorer.StateVersion
+	NICs     int    `json:"nics"`
 }
 
 // manifest describes a template; it lies beside its files, after its MAC.
@@ -61,7 +62,7 @@ type store struct {
 }
 
 // openStore opens dir and removes from it what an interrupted run, or an earlier version, has left.
-func openStore(ctx context.Context, dir string, driver vm.Driver, guest string) (*store, error) {
+func openStore(ctx context.Context, dir string, driver vm.Driver, guest string, nics int) (*store, error) {
 	r, ok := driver.(vm.Restorer)
 	if !ok {
 		return nil, errors.New("this virtual machine monitor cannot restore")
@@ -74,7 +75,7 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string) 
 		return nil, err
 	}
 	s := &store{dir: dir, driver: driver, restorer: r,
-		base: base{Format: templateFormat, Protocol: api.ProtocolVersion, Guest: guest, Monitor: version}}
+		base: base{Format: templateFormat, Protocol: api.ProtocolVersion, Guest: guest, Monitor: version, NICs: nics}}
 	if s.key, err = snapshot.OpenKey(filepath.Join(dir, keyName)); err != nil {
 		return nil, err
 	}

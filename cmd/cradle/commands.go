@@ -28,6 +28,7 @@ func dockerCommands() []dockerCommand {
 			"kill", "logs", "ls", "pause", "port", "prune", "rename", "restart", "rm", "run", "start", "stats", "stop", "top",
 			"unpause", "update", "wait"}},
 		{name: "image", subs: []string{"history", "import", "inspect", "load", "ls", "prune", "pull", "push", "rm", "save", "tag"}},
+		{name: "network", subs: []string{"connect", "create", "disconnect", "inspect", "ls", "prune", "rm"}},
 		{name: "system", subs: []string{"df", "events", "info"}},
 	}
 }

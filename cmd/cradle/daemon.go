@@ -32,6 +32,9 @@ type daemonConfig struct {
 	Pool         bool
 	PoolSettings pool.Settings
 
+	// Networks tells whether containers are connected to networks.
+	Networks bool
+
 	// IdleTimeout ends the daemon after so long without a connection and with nothing to keep; 0 never.
 	IdleTimeout time.Duration
 
@@ -41,9 +44,9 @@ type daemonConfig struct {
 
 // daemonFlags are the flags of `cradle daemon`, as given.
 type daemonFlags struct {
-	host, root, run, guest, pool, logLevel, logFormat string
-	poolMemory                                        opts.MemBytes
-	idleTimeout                                       time.Duration
+	host, root, run, guest, pool, networks, logLevel, logFormat string
+	poolMemory                                                  opts.MemBytes
+	idleTimeout                                                 time.Duration
 }
 
 // daemonFunc runs the daemon until ctx ends, or the daemon has reason to.
@@ -73,6 +76,7 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 	flags.StringVar(&f.guest, "guest", "", "Directory of the guest's kernel and initrd (overrides CRADLE_GUEST)")
 	flags.StringVar(&f.pool, "pool", "", `Virtual machines of each size in demand to keep ready (overrides CRADLE_POOL): a number, or "MIN-MAX" (default "2-16"), within which it follows demand; "restore": none, but start from templates; "off": every container boots its machine`)
 	flags.Var(&f.poolMemory, "pool-memory", "Host's memory for what is kept ready (default: an eighth of it)")
+	flags.StringVar(&f.networks, "networks", "", `Networks of containers (overrides CRADLE_NETWORKS): "auto": bridges, where the daemon may make them; "none" (default "auto")`)
 	flags.DurationVar(&f.idleTimeout, "idle-timeout", 0, "End after so long without connections and containers (0: never)")
 	flags.StringVar(&f.logLevel, "log-level", "info", `Least level to log ("debug", "info", "warn", "error")`)
 	flags.StringVar(&f.logFormat, "log-format", "text", `Format of the log ("text", "json")`)
@@ -83,7 +87,7 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, error) {
 	// A flag wins over the variable of the same meaning.
 	get := func(name string) string {
-		given := map[string]string{envRoot: f.root, envRun: f.run, envGuest: f.guest, envPool: f.pool}[name]
+		given := map[string]string{envRoot: f.root, envRun: f.run, envGuest: f.guest, envPool: f.pool, envNetworks: f.networks}[name]
 		if given != "" {
 			return given
 		}
@@ -111,6 +115,13 @@ func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, e
 		return c, err
 	}
 	c.PoolSettings.Memory = f.poolMemory.Value()
+	switch v := get(envNetworks); v {
+	case "", "auto":
+		c.Networks = true
+	case "none":
+	default:
+		return c, fmt.Errorf("invalid --networks %q: it is auto or none", v)
+	}
 	if c.IdleTimeout < 0 {
 		return c, fmt.Errorf("invalid --idle-timeout %s: it must not be negative", c.IdleTimeout)
 	}

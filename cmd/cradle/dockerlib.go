@@ -7,6 +7,7 @@ import (
 	"github.com/docker/cli/cli/command"
 	_ "github.com/docker/cli/cli/command/container"
 	_ "github.com/docker/cli/cli/command/image"
+	_ "github.com/docker/cli/cli/command/network"
 	_ "github.com/docker/cli/cli/command/registry"
 	_ "github.com/docker/cli/cli/command/system"
 	"github.com/spf13/cobra"

@@ -12,11 +12,12 @@ import (
 )
 
 const (
-	envHost  = "CRADLE_HOST"  // the daemon's address for the command line
-	envRun   = "CRADLE_RUN"   // sockets and runtime files
-	envRoot  = "CRADLE_ROOT"  // images, templates, state
-	envGuest = "CRADLE_GUEST" // the guest's kernel and initrd
-	envPool  = "CRADLE_POOL"
+	envHost     = "CRADLE_HOST"  // the daemon's address for the command line
+	envRun      = "CRADLE_RUN"   // sockets and runtime files
+	envRoot     = "CRADLE_ROOT"  // images, templates, state
+	envGuest    = "CRADLE_GUEST" // the guest's kernel and initrd
+	envPool     = "CRADLE_POOL"
+	envNetworks = "CRADLE_NETWORKS"
 
 	socketName = "cradle.sock"
 

@@ -36,6 +36,9 @@ func Prepare(id string, config *container.Config, hc *container.HostConfig, s Se
 			return Container{}, nil, err
 		}
 	}
+	if _, err := Publications(c.Config, c.Host); err != nil {
+		return Container{}, nil, err
+	}
 	if _, err := Log(c.Host); err != nil {
 		return Container{}, nil, err
 	}

@@ -1,13 +1,8 @@
 package runspec
 
 import (
-	"cmp"
-	"maps"
-	"slices"
-
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
-	"github.com/moby/moby/api/types/network"
 )
 
 // RuntimeName is the one name that --runtime may have.
@@ -19,7 +14,6 @@ func refuse(hc *container.HostConfig) error {
 		wanted bool
 		what   string
 	}{
-		{hc.PublishAllPorts, "publishing ports (-P)"},
 		{len(hc.VolumesFrom) > 0, "volumes of another container (--volumes-from)"},
 		{hc.VolumeDriver != "" && hc.VolumeDriver != "local", "the volume driver " + hc.VolumeDriver},
 		{len(hc.Links) > 0, "linking containers (--link)"},
@@ -44,12 +38,6 @@ func refuse(hc *container.HostConfig) error {
 	}
 	if len(hc.Binds) > 0 {
 		return unsupported("the bind mount or named volume %q", hc.Binds[0])
-	}
-	if len(hc.PortBindings) > 0 {
-		first := slices.MinFunc(slices.Collect(maps.Keys(hc.PortBindings)), func(a, b network.Port) int {
-			return cmp.Or(cmp.Compare(a.Num(), b.Num()), cmp.Compare(a.Proto(), b.Proto()))
-		})
-		return unsupported("publishing port %s (-p)", first)
 	}
 	return refuseMounts(hc.Mounts)
 }
@@ -109,8 +97,10 @@ func checkModes(hc *container.HostConfig) error {
 		return unsupported("the cgroup namespace mode %q (--cgroupns)", hc.CgroupnsMode)
 	case !hc.CgroupnsMode.Valid():
 		return invalid("invalid cgroup namespace mode: %v", hc.CgroupnsMode)
-	case !hc.NetworkMode.IsNone() && !hc.NetworkMode.IsDefault():
-		return unsupported("the network %q (--network; none and default are there)", hc.NetworkMode)
+	case hc.NetworkMode.IsHost():
+		return unsupported("the host's network (--network host)")
+	case hc.NetworkMode.IsContainer():
+		return unsupported("the network of another container (--network %s)", hc.NetworkMode)
 	case !hc.Isolation.IsDefault():
 		return invalid("invalid isolation '%s' on linux", hc.Isolation)
 	case hc.Runtime != "" && hc.Runtime != RuntimeName:

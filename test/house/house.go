@@ -91,7 +91,7 @@ func (h *House) Close(limit time.Duration) error {
 	return errors.Join(append(errs, os.RemoveAll(h.Dir))...)
 }
 
-// Leftovers is an error that lists the directories, processes, mounts and loop devices of the house, nil when there are
+// Leftovers is an error that lists the directories, processes, mounts, loop and network devices of the house, nil when there are
 // none.
 func (h *House) Leftovers() error {
 	var left []string
@@ -111,6 +111,12 @@ func (h *House) Leftovers() error {
 	for _, l := range loops {
 		if b, _ := os.ReadFile(l); strings.Contains(string(b), h.Dir) {
 			left = append(left, l)
+		}
+	}
+	aliases, _ := filepath.Glob("/sys/class/net/*/ifalias") // where the networks say whose an interface is
+	for _, a := range aliases {
+		if b, _ := os.ReadFile(a); strings.Contains(string(b), h.Dir) {
+			left = append(left, a)
 		}
 	}
 	if len(left) > 0 {

@@ -163,7 +163,7 @@ func (s *suite) testTwo(t *testing.T, tm template) {
 			if was.Text != mine {
 				t.Errorf("the guest's memory holds %.40q, want %q", was.Text, mine)
 			}
-			askEnd(t, client, guestapi.MethodPowerOff)
+			call(t, client, guestapi.MethodPowerOff, nil, nil)
 			if err := m.end(); err != nil {
 				t.Errorf("after a power-off: %v", err)
 			}

@@ -1,0 +1,365 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	mobynet "github.com/moby/moby/api/types/network"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/network"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/sandbox"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// nicSlots is how many network interfaces each VM is made with, and so how many networks a container can be on: they
+// cannot be plugged. An interface that is not used costs the guest a few milliseconds of its boot, which only templates do.
+const nicSlots = 3
+
+// link is a container's place on a network.
+type link struct {
+	Name     string                   // of the network, when the container was put on it
+	Settings mobynet.EndpointSettings // what the user asked for
+	Endpoint *network.Endpoint        `json:",omitempty"` // while there is a VM
+	Slot     int                      `json:",omitempty"` // its interface, then
+}
+
+// newNICs makes the interfaces of a VM, connected to nothing yet.
+func (n *Node) newNICs(count int) (nics []vm.NIC, err error) {
+	if n.networks == nil {
+		return make([]vm.NIC, count), nil
+	}
+	for range count {
+		tap, err := n.networks.MakeTAP(context.Background())
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("make network interface: %w", err), n.dropNICs(nics))
+		}
+		nics = append(nics, vm.NIC{TAP: tap})
+	}
+	return nics, nil
+}
+
+// dropNICs removes the interfaces of a VM that has gone, and all that the networks have of them.
+func (n *Node) dropNICs(nics []vm.NIC) error {
+	var errs []error
+	for _, nic := range nics {
+		if nic.TAP != "" && n.networks != nil {
+			errs = append(errs, n.networks.RemoveTAP(context.Background(), nic.TAP))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// join puts a container whose VM is up on its networks: the host's side, then the guest's. The request gets the files
+// that follow the networks. The links are in the record from then on, and on the disk when the start is recorded. What
+// undoes it is pushed.
+func (c *ctr) join(ctx context.Context, machine *sandbox.Sandbox, rec record, request *api.CreateRequest, undo *undoStack) error {
+	if len(rec.Links) == 0 {
+		return nil
+	}
+	nics := c.snapshot().Sandbox.VM.NICs
+	if len(rec.Links) > len(nics) {
+		return invalid("container %s is on %d networks; its machine has %d interfaces", c.id, len(rec.Links), len(nics))
+	}
+	published, err := runspec.Publications(&rec.Config, &rec.HostConfig)
+	if err != nil {
+		return err
+	}
+	links := slices.Clone(rec.Links)
+	undo.push("network endpoints", func() error { return c.unjoin(links) })
+	out := c.node.wayOut(links)
+	for i := range links {
+		var ports []runspec.Publication
+		if i == out {
+			ports = published
+		}
+		if err := c.attach(ctx, rec, &links[i], i, nics[i], ports); err != nil {
+			return err
+		}
+	}
+	spec := rec.spec()
+	spec.Net = c.node.addressing(links)
+	if request.Files, err = runspec.Files(spec); err != nil {
+		return err
+	}
+	if err := machine.Network(ctx, api.NetworkRequest{Interfaces: interfaces(links)}); err != nil {
+		return fmt.Errorf("configure network of container %s: %w", c.id, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rec.Links = links
+	return nil
+}
+
+// rejoin is join for a container that goes on from a saved one: its files are there, and change.
+func (c *ctr) rejoin(ctx context.Context, machine *sandbox.Sandbox, rec record, undo *undoStack) error {
+	var request api.CreateRequest
+	if err := c.join(ctx, machine, rec, &request, undo); err != nil || len(request.Files) == 0 {
+		return err
+	}
+	return machine.Network(ctx, api.NetworkRequest{
+		Interfaces: interfaces(c.snapshot().Links), Files: []api.ContainerFiles{{ID: c.id, Files: request.Files}},
+	})
+}
+
+// unjoin takes back what join did, as far as it came.
+func (c *ctr) unjoin(links []link) error {
+	c.mu.Lock()
+	c.rec.Links = unlinked(c.rec.Links)
+	c.mu.Unlock()
+	return c.leave(links)
+}
+
+// attach makes one endpoint.
+func (c *ctr) attach(ctx context.Context, rec record, l *link, slot int, nic vm.NIC, published []runspec.Publication) error {
+	n := c.node
+	if n.networks == nil {
+		return unsupported("networks are not there: %v", n.noNetworks)
+	}
+	s := network.EndpointSpec{
+		Network: l.Name, Sandbox: c.id, Container: c.id, Name: rec.Name, Aliases: l.Settings.Aliases, TAP: nic.TAP,
+		MAC: net.HardwareAddr(l.Settings.MacAddress), DNS: rec.HostConfig.DNS,
+	}
+	if ipam := l.Settings.IPAMConfig; ipam != nil {
+		s.IPv4, s.IPv6 = ipam.IPv4Address, ipam.IPv6Address
+	}
+	for _, p := range published {
+		s.Ports = append(s.Ports, network.PortSpec{
+			Protocol: string(p.Port.Proto()), HostIP: p.HostIP, Host: p.From, HostEnd: p.To, Container: p.Port.Num(),
+		})
+	}
+	e, err := n.networks.Attach(ctx, s)
+	if err != nil {
+		return networkError(err)
+	}
+	l.Name, l.Endpoint, l.Slot = e.NetworkName, &e, slot
+	return nil
+}
+
+// leave takes endpoints away. It does not depend on anybody's patience: what is left would be found only at the next
+// start of the daemon.
+func (c *ctr) leave(links []link) error {
+	var errs []error
+	for _, l := range links {
+		if l.Endpoint != nil {
+			errs = append(errs, c.node.networks.Detach(context.Background(), l.Endpoint.ID))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unlinked are links as they are without a VM.
+func unlinked(links []link) []link {
+	out := slices.Clone(links)
+	for i := range out {
+		out[i].Endpoint, out[i].Slot = nil, 0
+	}
+	return out
+}
+
+// ownLinks are links for a clone: to the same networks, with addresses of its own.
+func ownLinks(links []link) []link {
+	out := unlinked(links)
+	for i := range out {
+		out[i].Settings.IPAMConfig, out[i].Settings.MacAddress = nil, nil
+	}
+	return out
+}
+
+// anyHostPort are bindings for a clone: the source has the host's ports, and the clone gets others.
+func anyHostPort(ports mobynet.PortMap) mobynet.PortMap {
+	out := maps.Clone(ports)
+	for port, bindings := range out {
+		bindings = slices.Clone(bindings)
+		for i := range bindings {
+			bindings[i].HostPort = ""
+		}
+		out[port] = bindings
+	}
+	return out
+}
+
+// wayOut picks the link that has the default route and the published ports: of the highest priority, then by the
+// network's name; internal networks only when there are no others. -1 without links.
+func (n *Node) wayOut(links []link) int {
+	best := -1
+	internal := func(l link) bool {
+		net, err := n.networks.Get(l.Name)
+		return err == nil && net.Internal
+	}
+	for i, l := range links {
+		switch {
+		case best < 0, !internal(l) && internal(links[best]):
+			best = i
+		case internal(l) && !internal(links[best]):
+		case l.Settings.GwPriority > links[best].Settings.GwPriority,
+			l.Settings.GwPriority == links[best].Settings.GwPriority && l.Name < links[best].Name:
+			best = i
+		}
+	}
+	return best
+}
+
+// interfaces are the guest's side of links that have their endpoints. The default routes are those of the link that
+// network priorities and names pick.
+func interfaces(links []link) []api.Interface {
+	var list []api.Interface
+	way := slices.MinFunc(links, func(a, b link) int {
+		if d := gatewayRank(a) - gatewayRank(b); d != 0 {
+			return d
+		}
+		if d := b.Settings.GwPriority - a.Settings.GwPriority; d != 0 {
+			return d
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	for _, l := range links {
+		e := l.Endpoint
+		i := api.Interface{
+			Slot: l.Slot, Name: fmt.Sprintf("eth%d", l.Slot), MAC: e.MAC, MTU: e.MTU,
+			Sysctls: []api.Sysctl{{Family: "ipv6", Key: "accept_ra", Value: "0"}},
+		}
+		gateways := map[string]netip.Addr{"0.0.0.0/0": e.Gateway4, "::/0": e.Gateway6}
+		for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+			if p.IsValid() {
+				i.Addresses = append(i.Addresses, p.String())
+			}
+		}
+		if !e.IPv6.IsValid() {
+			i.Sysctls = append(i.Sysctls, api.Sysctl{Family: "ipv6", Key: "disable_ipv6", Value: "1"})
+		}
+		for _, to := range slices.Sorted(maps.Keys(gateways)) {
+			if g := gateways[to]; g.IsValid() && l.Slot == way.Slot {
+				i.Routes = append(i.Routes, api.Route{Destination: to, Gateway: g.String()})
+			}
+		}
+		list = append(list, i)
+	}
+	return list
+}
+
+// gatewayRank puts links with a way out before those without.
+func gatewayRank(l link) int {
+	if l.Endpoint.Gateway4.IsValid() || l.Endpoint.Gateway6.IsValid() {
+		return 0
+	}
+	return 1
+}
+
+// addressing is how a container with these links is found and finds others.
+func (n *Node) addressing(links []link) runspec.Addressing {
+	a := runspec.Addressing{Options: []string{"ndots:0"}}
+	for _, l := range links {
+		e := l.Endpoint
+		a.Resolver = a.Resolver || l.Name != network.Default // whose containers have no names, as with docker
+		for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+			if p.IsValid() {
+				a.Addresses = append(a.Addresses, p.Addr())
+			}
+		}
+		for _, r := range e.Resolvers {
+			if !slices.Contains(a.Nameservers, r) {
+				a.Nameservers = append(a.Nameservers, r)
+			}
+		}
+		if !a.HostGateway.IsValid() {
+			a.HostGateway = e.Gateway4
+		}
+	}
+	return a
+}
+
+// linksAt makes the links that a container asks for when it is made.
+func (n *Node) linksAt(rec *record, nc *mobynet.NetworkingConfig) ([]link, error) {
+	wanted, err := runspec.Networks(&rec.HostConfig, nc)
+	if err != nil {
+		return nil, err
+	}
+	if len(wanted) > nicSlots {
+		return nil, invalid("%d networks: a container can be on %d", len(wanted), nicSlots)
+	}
+	var links []link
+	for _, w := range wanted {
+		name := w.Name
+		if name == mobynet.NetworkDefault {
+			if name = n.defaultNetwork(); name == mobynet.NetworkNone {
+				continue
+			}
+		}
+		if n.networks == nil {
+			return nil, unsupported("network %s: networks are not there: %v", name, n.noNetworks)
+		}
+		found, err := n.networks.Get(name)
+		switch {
+		case errors.Is(err, network.ErrNotFound): // docker tells at the start; "docker run" would take it for a missing image here
+		case err != nil:
+			return nil, networkError(err)
+		default:
+			name = found.Name
+		}
+		links = append(links, link{Name: name, Settings: *w.Settings})
+	}
+	return links, nil
+}
+
+// defaultNetwork is where containers are that name no network.
+func (n *Node) defaultNetwork() string {
+	if n.networks == nil {
+		return mobynet.NetworkNone
+	}
+	return network.Default
+}
+
+// openNetworks opens the networks. Without them containers have none: what keeps them from opening is told to whoever
+// asks for one.
+func (n *Node) openNetworks(ctx context.Context) {
+	if !n.options.Networks {
+		n.noNetworks = errors.New("the daemon was started without them")
+		return
+	}
+	nets, err := network.Open(ctx, network.Options{Dir: filepath.Join(n.options.Root, "networks"), Log: n.options.Log})
+	if err == nil {
+		if _, err = nets.Get(network.Default); err != nil {
+			err = errors.Join(err, nets.Close())
+		}
+	}
+	if err != nil {
+		n.noNetworks = err
+		n.options.Log.Warn("containers have no networks", "reason", err)
+		return
+	}
+	n.networks = nets
+}
+
+// reconcileNetworks removes what belongs to no container.
+func (n *Node) reconcileNetworks(ctx context.Context) error {
+	if n.networks == nil {
+		return nil
+	}
+	var live network.Live
+	for _, c := range n.all() {
+		rec := c.snapshot()
+		if rec.Sandbox == nil {
+			continue
+		}
+		live.Sandboxes = append(live.Sandboxes, c.id)
+		for _, nic := range rec.Sandbox.VM.NICs {
+			if nic.TAP != "" {
+				live.TAPs = append(live.TAPs, nic.TAP)
+			}
+		}
+	}
+	report, err := n.networks.Reconcile(ctx, live)
+	if len(report.Removed)+len(report.Made)+len(report.Lost) > 0 {
+		n.options.Log.Info("networks", "removed", report.Removed, "made", report.Made, "lost", report.Lost)
+	}
+	return err
+}

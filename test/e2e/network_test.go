@@ -1,0 +1,173 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// serve is a container's command that serves /x, which says what, on port 80.
+func serve(what string) []string {
+	return []string{"busybox", "sh", "-c", "mkdir /w; echo " + what + " >/w/x; exec httpd -f -h /w -p 80"}
+}
+
+// fetch asks for /x at an address of the host's until it is served, or for long enough.
+func fetch(t *testing.T, at string) string {
+	t.Helper()
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	var last error
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		answer, err := client.Get("http://" + at + "/x")
+		if err == nil {
+			b, err := io.ReadAll(answer.Body)
+			answer.Body.Close()
+			if err == nil && answer.StatusCode == http.StatusOK {
+				return strings.TrimSpace(string(b))
+			}
+		}
+		last = err
+	}
+	t.Fatalf("nobody serves at %s: %v", at, last)
+	return ""
+}
+
+// fetchFrom asks for /x from inside of a container, until it is served.
+func (c client) fetchFrom(t *testing.T, container, at string) string {
+	t.Helper()
+	return c.ok(t, "exec", container, "sh", "-c", "for i in $(seq 100); do wget -qO- http://"+at+"/x 2>/dev/null && exit; sleep 0.1; done; exit 1")
+}
+
+// Containers of a network find each other by name and alias; those of another do not reach them; ports are published.
+func TestNetworks(t *testing.T) {
+	both(t, func(t *testing.T, c client) {
+		name := c.name(t)
+		one, other := name+"-one", name+"-other"
+		server, friend, stranger := name+"-server", name+"-friend", name+"-stranger"
+		t.Cleanup(func() {
+			c.do(t, nil, "rm", "-f", server, friend, stranger)
+			c.do(t, nil, "network", "rm", one, other)
+		})
+		c.ok(t, "network", "create", "--subnet", "10.211.0.0/24", "--label", "a=b", one)
+		c.ok(t, "network", "create", other)
+		c.ok(t, append([]string{"run", "-d", "--name", server, "--network", one, "--ip", "10.211.0.77", "--network-alias", "store",
+			"-p", "127.0.0.1::80"}, serve("of-"+c.program)...)...)
+		c.ok(t, "run", "-d", "--name", friend, "--network", one, "busybox", "sleep", "1000")
+		c.ok(t, "run", "-d", "--name", stranger, "--network", other, "busybox", "sleep", "1000")
+		want := "of-" + c.program
+		for _, at := range []string{server, "store", "10.211.0.77"} {
+			if got := c.fetchFrom(t, friend, at); got != want {
+				t.Errorf("%s says %q", at, got)
+			}
+		}
+		at := c.ok(t, "port", server, "80")
+		if got := fetch(t, at); got != want {
+			t.Errorf("the published port says %q", got)
+		}
+		if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://10.211.0.77/x"); r.code == 0 {
+			t.Errorf("another network's container reaches it: %q", r.stdout)
+		}
+		if r := c.do(t, nil, "exec", stranger, "nslookup", server); r.code == 0 {
+			t.Errorf("another network's container knows its name: %q", r.stdout)
+		}
+		if r := c.do(t, nil, "run", "--rm", "-p", at+":80", "busybox", "true"); r.code != 125 || !strings.Contains(r.stderr, "port is already allocated") {
+			t.Errorf("a port that is taken: exit code %d, %s", r.code, r.stderr)
+		}
+		if r := c.do(t, nil, "network", "rm", one); r.code == 0 || !strings.Contains(r.stderr, "has active endpoints") {
+			t.Errorf("a network in use was removed: %s%s", r.stdout, r.stderr)
+		}
+
+		// Live: the stranger comes to the network, and leaves it.
+		c.ok(t, "network", "connect", one, stranger)
+		if got := c.fetchFrom(t, stranger, "store"); got != want {
+			t.Errorf("a container that was connected later: %q", got)
+		}
+		c.ok(t, "network", "disconnect", one, stranger)
+		if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://10.211.0.77/x"); r.code == 0 {
+			t.Error("a container that was disconnected still reaches the network")
+		}
+		c.ok(t, "rm", "-f", server)
+		if conn, err := net.Dial("tcp", at); err == nil {
+			conn.Close()
+			t.Error("the port of a container that is gone is open")
+		}
+	})
+}
+
+// What docker writes into a container about its networks.
+func TestNetworkFiles(t *testing.T) {
+	both(t, func(t *testing.T, c client) {
+		script := "cat /etc/hosts /etc/resolv.conf; ip -4 addr show eth0; ip route"
+		got := c.ok(t, "run", "--rm", "--hostname", "box", "--add-host", "up:host-gateway", "--add-host", "db:10.0.0.9",
+			"--dns", "192.0.2.53", "--dns-search", "example.org", "busybox", "sh", "-c", script)
+		gateway := ""
+		for _, line := range strings.Split(got, "\n") {
+			if rest, ok := strings.CutPrefix(line, "default via "); ok {
+				gateway, _, _ = strings.Cut(rest, " ")
+			}
+		}
+		for _, want := range []string{"\tbox\n", gateway + "\tup\n", "10.0.0.9\tdb\n", "nameserver 192.0.2.53\n", "search example.org\n"} {
+			if gateway == "" || !strings.Contains(got, want) {
+				t.Errorf("no %q in\n%s", want, got)
+			}
+		}
+		if got := c.ok(t, "run", "--rm", "--network", "none", "busybox", "sh", "-c", "ip -4 addr | grep -c inet; ip route | wc -l"); got != "1\n0" {
+			t.Errorf("without a network: %q", got)
+		}
+		for _, test := range []struct {
+			args []string
+			want string
+		}{
+			{[]string{"--network", "nope"}, "network nope not found"},
+			{[]string{"--ip", "172.17.0.99"}, "user specified IP address is supported on user defined networks only"},
+			{[]string{"--network", "host"}, "not supported"},
+			{[]string{"-p", "80:80/sctp"}, "not supported"},
+		} {
+			r := c.do(t, nil, append(append([]string{"run", "--rm"}, test.args...), "busybox", "true")...)
+			if r.code != 125 || !strings.Contains(r.stderr, test.want) {
+				t.Errorf("%v: exit code %d, %s", test.args, r.code, r.stderr)
+			}
+		}
+	})
+}
+
+// After a kill of the daemon, and while there is none, networks go on; the next one has them all.
+func TestNetworksOutliveTheDaemon(t *testing.T) {
+	c := inOwn(t)
+	c.ok(t, "network", "create", "web")
+	c.ok(t, append([]string{"run", "-d", "--name", "server", "--network", "web", "-p", "127.0.0.1::80"}, serve("still")...)...)
+	c.ok(t, "run", "-d", "--name", "friend", "--network", "web", "busybox", "sleep", "1000")
+	at := c.ok(t, "port", "server", "80")
+	before := c.ok(t, "inspect", "-f", "{{json .NetworkSettings}}", "server")
+	if got := c.fetchFrom(t, "friend", "server"); got != "still" {
+		t.Errorf("before: %q", got)
+	}
+	for range 3 {
+		c.killDaemon(t)
+		if got := c.fetchFrom(t, "friend", "server"); got != "still" {
+			t.Errorf("by name: %q", got)
+		}
+		if got := fetch(t, at); got != "still" {
+			t.Errorf("at the published port: %q", got)
+		}
+		if got := c.ok(t, "inspect", "-f", "{{json .NetworkSettings}}", "server"); got != before {
+			t.Errorf("the server's network was\n%s\nand is\n%s", before, got)
+		}
+	}
+	// A new container gets an address that nobody has.
+	mine := c.ok(t, "run", "--rm", "--network", "web", "busybox", "sh", "-c", "ip -4 -o addr show eth0 | awk '{print $4}'")
+	for _, other := range []string{"server", "friend"} {
+		a := c.ok(t, "inspect", "-f", "{{.NetworkSettings.Networks.web.IPAddress}}", other)
+		if strings.HasPrefix(mine, a+"/") || a == "" {
+			t.Errorf("%s and a new container both have %s", other, mine)
+		}
+	}
+	c.ok(t, "rm", "-f", "server", "friend")
+	c.ok(t, "network", "rm", "web")
+	if got := c.ok(t, "network", "ls", "--format", "{{.Name}}"); got != fmt.Sprint("bridge\nnone") {
+		t.Errorf("networks at the end: %q", got)
+	}
+}
