@@ -148,7 +148,8 @@ type Snapshotter interface {
 type Checkpointer interface {
 	// Checkpoint saves memory, processors and devices into the host's memory. Once the processors stand still and all
 	// writes to disks have reached their files it calls still, which copies the disks; then the VM goes on as it was
-	// before, whatever still or the saving has come to. pause is for how long it stood still (0 when it already did).
+	// before, whatever still or the saving has come to. pause is for how long it stood still (0 when it already did; it may
+	// run for an instant then, before it is saved).
 	// still must not call the VM's methods, and disks are neither plugged nor unplugged meanwhile.
 	// The disks of c in Saved.Restore must be those of now: the same serials, over copies of the files as still saw them.
 	// Errors: still's; ErrExited; what the monitor said.
@@ -163,7 +164,7 @@ type Streamer interface {
 	DialNIC(ctx context.Context, nic int) (net.Conn, error)
 }
 
-// Ballooner is a VM that gives memory back.
+// Ballooner is a VM that gives memory back. No driver has one yet; package vm/qemu tells why.
 type Ballooner interface {
 	// Balloon asks the guest to have only so many bytes of its memory; it does so as far and as fast as it can. Pages
 	// that the guest has freed return to the host by themselves where the monitor can do that.

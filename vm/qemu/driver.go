@@ -6,6 +6,11 @@
 //
 // In the VM's directory are, while it runs, qemu.pid (which process it is), qmp.sock, agent.sock and console.sock;
 // console.log, the end of the console's output, stays.
+//
+// A VM that is restored has the template's memory, a sealed file, as a private mapping. It has a price: a page that is a hole
+// of the file takes memory there, once for all VMs of the template, as soon as one of them reads or writes it, beside its
+// own copy; and a page, once written, is the VM's until it ends. QEMU gives back what a guest has freed by punching holes into the
+// file, which the seal refuses, and does nothing then but complain. So no VM has a balloon (vm.Ballooner): those that most are could not use it.
 package qemu
 
 import (
