@@ -97,17 +97,6 @@ func (a *assembler) jump(op uint16, k uint32, yes, no label) label {
 	return a.emit(instruction{op: op, jt: uint8(a.distance(yes)), jf: uint8(a.distance(no)), k: k})
 }
 
-// search finds the number loaded in spans, which are ascending, and does what is said there.
-func (a *assembler) search(spans []span) label {
-	if len(spans) == 1 {
-		return a.decide(spans[0])
-	}
-	middle := len(spans) / 2
-	upper := a.search(spans[middle:])
-	lower := a.search(spans[:middle])
-	return a.jump(opJumpNotLess, spans[middle].first, upper, lower)
-}
-
 // decide tries the span's rules in turn.
 func (a *assembler) decide(s span) label {
 	last := len(s.rules) - 1
