@@ -57,6 +57,8 @@ func (s *suite) testCheckpoint(t *testing.T) {
 	t.Run("Paused", func(t *testing.T) { s.testPausedCheckpoint(t, m, client, p) })
 	t.Run("Killed", func(t *testing.T) { s.testKilledCheckpoint(t, p) })
 	t.Run("Abandoned", func(t *testing.T) { s.testAbandonedCheckpoint(t) })
+	t.Run("Churn", func(t *testing.T) { s.testChurn(t, false) })
+	t.Run("Savable", func(t *testing.T) { s.testChurn(t, true) })
 	checkCount(t, client, p.count)
 }
 
@@ -200,7 +202,7 @@ func (s *suite) testClones(t *testing.T, p point) {
 					}
 				}
 			}
-			call(t, client, guestapi.MethodPowerOff, nil, nil)
+			askEnd(t, client, guestapi.MethodPowerOff)
 			if err := m.end(); err != nil {
 				t.Errorf("after a power-off: %v", err)
 			}

@@ -46,7 +46,7 @@ func (s *suite) testMachine(t *testing.T) {
 	t.Run("SecondDial", func(t *testing.T) { testSecondDial(t, m, client) })
 	t.Run("Reconnect", func(t *testing.T) { testReconnect(t, m) })
 
-	call(t, m.session(), guestapi.MethodPowerOff, nil, nil)
+	askEnd(t, m.session(), guestapi.MethodPowerOff)
 	if err := m.end(); err != nil {
 		t.Errorf("after a power-off: %v", err)
 	}
@@ -131,7 +131,7 @@ func testPause(t *testing.T, m *machine, client *wire.Client) {
 
 func (s *suite) testPanic(t *testing.T) {
 	m := s.start(t, s.config(t))
-	call(t, m.session(), guestapi.MethodPanic, nil, nil)
+	askEnd(t, m.session(), guestapi.MethodPanic)
 	err := m.end()
 	if !errors.Is(err, vm.ErrExited) || !strings.Contains(err.Error(), "Kernel panic") {
 		t.Errorf("after a panic: %v; want ErrExited with the console's end", err)
@@ -143,7 +143,7 @@ func (s *suite) testPanic(t *testing.T) {
 
 func (s *suite) testReset(t *testing.T) {
 	m := s.start(t, s.config(t))
-	call(t, m.session(), guestapi.MethodReset, nil, nil)
+	askEnd(t, m.session(), guestapi.MethodReset)
 	if err := m.end(); !errors.Is(err, vm.ErrExited) {
 		t.Errorf("after a restart of the guest: %v; want ErrExited", err)
 	}

@@ -163,7 +163,7 @@ func (s *suite) testTwo(t *testing.T, tm template) {
 			if was.Text != mine {
 				t.Errorf("the guest's memory holds %.40q, want %q", was.Text, mine)
 			}
-			call(t, client, guestapi.MethodPowerOff, nil, nil)
+			askEnd(t, client, guestapi.MethodPowerOff)
 			if err := m.end(); err != nil {
 				t.Errorf("after a power-off: %v", err)
 			}

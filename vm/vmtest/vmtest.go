@@ -130,6 +130,16 @@ func call(t *testing.T, c *wire.Client, method string, params, result any) {
 	}
 }
 
+// askEnd makes a call that ends the guest, which may do so before its answer is on its way. That it has heard, the VM's end
+// tells.
+func askEnd(t *testing.T, c *wire.Client, method string) {
+	t.Helper()
+	var answer *api.Error
+	if err := c.Call(within(t), method, nil, nil); errors.As(err, &answer) {
+		t.Fatal(err)
+	}
+}
+
 func ping(t *testing.T, c *wire.Client) api.PingResult {
 	t.Helper()
 	var p api.PingResult

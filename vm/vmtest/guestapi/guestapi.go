@@ -12,6 +12,7 @@ const (
 	MethodPrint    = "vmtest.print"    // Print → none
 	MethodKeep     = "vmtest.keep"     // Print → Print: what was kept before
 	MethodCount    = "vmtest.count"    // none → int64, which grows all the time, as the guest writes to memory, once it has been asked for
+	MethodChurn    = "vmtest.churn"    // none → Churn; memory is written to from the first call on
 	MethodEcho     = "vmtest.echo"     // none → none, then every byte comes back until the host half-closes
 	MethodPanic    = "vmtest.panic"    // none → none, then the kernel panics
 	MethodPowerOff = "vmtest.poweroff" // none → none, then the machine powers off
@@ -56,6 +57,13 @@ type Extent struct {
 type NIC struct {
 	Name string `json:"name"`
 	MAC  string `json:"mac"`
+}
+
+// Churn is what a guest that writes to page after page of its memory has seen of them.
+type Churn struct {
+	Pages  int64 `json:"pages"`
+	Writes int64 `json:"writes"` // one page each, in turn
+	Wrong  int64 `json:"wrong"`  // pages that did not hold what was last written to them
 }
 
 // FrameType is the Ethernet type of frames that are received: one that is free for experiments.

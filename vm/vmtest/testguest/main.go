@@ -153,6 +153,12 @@ func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (an
 		return kept.Swap(&p), nil
 	case guestapi.MethodCount:
 		return counter()(), nil
+	case guestapi.MethodChurn:
+		seen, err := churn()
+		if err != nil {
+			return nil, err
+		}
+		return seen(), nil
 	case guestapi.MethodNICs:
 		return nics()
 	case guestapi.MethodSendFrame, guestapi.MethodReceiveFrame:
