@@ -72,6 +72,11 @@ func TestRecord(t *testing.T) {
 		}
 	}
 
+	for began := time.Now(); p.lastWords() == ""; time.Sleep(time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the process says nothing")
+		}
+	}
 	// Both who started it and who found it see the end.
 	over := make(chan *syscall.WaitStatus)
 	go func() { over <- found.wait() }()
