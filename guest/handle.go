@@ -12,6 +12,7 @@ import (
 
 // Handle answers one call. Nothing a call contains can end the agent: a panic is an internal error.
 func (a *Agent) Handle(c *wire.Call) {
+	makeRoom()
 	defer func() {
 		if p := recover(); p != nil {
 			fmt.Printf("cradle-init: %.32q: panic: %v\n%s", c.Method, p, debug.Stack())

@@ -46,6 +46,7 @@ func (t *thread) run() {
 
 func (t *thread) loop() {
 	defer close(t.done)
+	makeRoom()
 	for {
 		select {
 		case f := <-t.work:
