@@ -163,6 +163,10 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusNotFound, "No such container: gone")
 	case path == "/cradle/v1/containers/redis/clone":
 		answer(map[string]any{"IDs": []string{id + "-" + r.URL.Query().Encode()}})
+	case path == "/cradle/v1/containers/redis/cost":
+		answer(fakeCost("redis"))
+	case path == "/cradle/v1/costs":
+		answer([]map[string]any{fakeCost("redis"), fakeCost("busybox")})
 	case strings.HasSuffix(path, "-state"):
 		w.WriteHeader(http.StatusNoContent)
 	case path == "/cradle/v1/summon" && f.Summoned == nil:

@@ -147,7 +147,7 @@ func (m *Machine) answerProcess(call *wire.Call) (result any, serve func(), err 
 	case api.MethodProcesses:
 		return api.ProcessesResult{Processes: []api.Process{{PID: 1, Command: p.Args[0]}}}, nil, nil
 	case api.MethodStats:
-		return api.StatsResult{Pids: 1, OnlineCPUs: 1}, nil, nil
+		return api.StatsResult{Pids: 1, OnlineCPUs: 1, MemoryBytes: 1 << 20, CPUNanos: 5}, nil, nil
 	}
 	return nil, nil, api.Errorf(api.CodeUnsupported, "no method %s", call.Method)
 }

@@ -15,10 +15,10 @@ import (
 // call asks the daemon's API, as no command line does. A daemon is there: it runs, or is started. An answer of another
 // status than 2xx is an error, and killed says whether the call was cut short.
 func (h *crashing) call(method, path string, body, into any) (killed bool, err error) {
+	before := h.gen.Load() // a kill may come right after the version's answer
 	if r := h.do("version"); r.code != 0 {
 		return r.killed, fmt.Errorf("version: %+v", r)
 	}
-	before := h.gen.Load()
 	err = h.request(method, path, body, into)
 	return before%2 == 1 || h.gen.Load() != before, err
 }

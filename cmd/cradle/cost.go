@@ -1,0 +1,131 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/command/formatter"
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/cradlevm/cradle/node"
+)
+
+// newCostCommand is `cost`: what containers use, and what their machines cost the host.
+func newCostCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:   "cost [OPTIONS] [CONTAINER...]",
+		Short: "Show what running containers use and what their virtual machines cost the host",
+		Long: "Show what running containers use and what their virtual machines cost the host.\n" +
+			"What is used is the guest's own account, as in `stats`. Of the host's memory, the private part would be free\n" +
+			"without the machine; the shared part it uses together with others. Processor time is since the beginning.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			costs, err := readCosts(cmd, d, args)
+			return errors.Join(printCosts(docker.Out(), costs, format), err)
+		},
+		DisableFlagsInUseLine: true,
+	}
+	cmd.Flags().StringVar(&format, "format", "", `Format output using a custom template ("table", "table TEMPLATE", "json" or a Go template)`)
+	return cmd
+}
+
+// readCosts asks for those of the containers named, or of all by name.
+func readCosts(cmd *cobra.Command, d *daemonDialer, names []string) (costs []node.Cost, err error) {
+	if len(names) == 0 {
+		if err := readJSON(cmd, d, "costs", &costs); err != nil {
+			return nil, err
+		}
+		slices.SortFunc(costs, func(a, b node.Cost) int { return cmp.Compare(a.Name, b.Name) })
+		return costs, nil
+	}
+	var errs []error
+	for _, name := range names {
+		var cost node.Cost
+		if err := readJSON(cmd, d, "containers/"+name+"/cost", &cost); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		costs = append(costs, cost)
+	}
+	return costs, errors.Join(errs...)
+}
+
+// readJSON reads what the daemon answers at a path.
+func readJSON(cmd *cobra.Command, d *daemonDialer, path string, into any) error {
+	resp, err := d.call(cmd.Context(), http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<20)).Decode(into); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return nil
+}
+
+// costTable is what `cost` prints without --format.
+const costTable = "table {{.Name}}\t{{.GuestMemory}}\t{{.MachineMemory}}\t{{.HostPrivate}}\t{{.HostShared}}\t{{.GuestCPU}}\t{{.HostCPU}}"
+
+func printCosts(out io.Writer, costs []node.Cost, format string) error {
+	if format == "" || format == formatter.TableFormatKey {
+		format = costTable
+	}
+	c := formatter.Context{Output: out, Format: formatter.Format(format)}
+	return c.Write(&costRow{HeaderContext: formatter.HeaderContext{Header: formatter.SubHeaderContext{
+		"ID": "CONTAINER ID", "Name": "NAME", "PID": "PID", "GuestMemory": "GUEST MEM", "MachineMemory": "MACHINE",
+		"HostPrivate": "HOST PRIVATE", "HostShared": "HOST SHARED", "GuestCPU": "GUEST CPU", "HostCPU": "HOST CPU",
+	}}}, func(row func(formatter.SubContext) error) error {
+		for _, cost := range costs {
+			if err := row(&costRow{cost: cost}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// costRow is one container, as a template sees it: a field for each method.
+type costRow struct {
+	formatter.HeaderContext
+	cost node.Cost
+}
+
+// MarshalJSON is for --format json.
+func (r *costRow) MarshalJSON() ([]byte, error) { return formatter.MarshalJSON(r) }
+
+// ID of the container, as short as `ps` has it.
+func (r *costRow) ID() string { return r.cost.ID[:min(12, len(r.cost.ID))] }
+
+// Name of the container.
+func (r *costRow) Name() string { return r.cost.Name }
+
+// PID is the virtual machine's process.
+func (r *costRow) PID() int { return r.cost.PID }
+
+// GuestMemory is what the container uses, by the guest's account.
+func (r *costRow) GuestMemory() string { return units.BytesSize(float64(r.cost.GuestMemory)) }
+
+// MachineMemory is what the guest may use.
+func (r *costRow) MachineMemory() string { return units.BytesSize(float64(r.cost.MachineMemory)) }
+
+// HostPrivate is the host's memory that would be free without it.
+func (r *costRow) HostPrivate() string { return units.BytesSize(float64(r.cost.HostPrivate)) }
+
+// HostShared is the host's memory that it uses together with others.
+func (r *costRow) HostShared() string { return units.BytesSize(float64(r.cost.HostShared)) }
+
+// GuestCPU is the container's processor time.
+func (r *costRow) GuestCPU() string { return seconds(r.cost.GuestCPU) }
+
+// HostCPU is the virtual machine's processor time.
+func (r *costRow) HostCPU() string { return seconds(r.cost.HostCPU) }
+
+func seconds(nanos int64) string { return time.Duration(nanos).Round(10 * time.Millisecond).String() }
