@@ -60,7 +60,7 @@ const (
 	MethodStart     = "start"     // ProcessRef (Exec empty) → StartResult
 	MethodExec      = "exec"      // ExecRequest → StartResult
 	MethodWait      = "wait"      // ProcessRef → ExitStatus; answers when the process has exited, at once if it has
-	MethodSignal    = "signal"    // SignalRequest → none
+	MethodSignal    = "signal"    // SignalRequest → none; with signal 0 StartResult, also of a process that has ended
 	MethodResize    = "resize"    // ResizeRequest → none
 	MethodDelete    = "delete"    // ProcessRef → none; a container is killed, unmounted and forgotten
 	MethodProcesses = "processes" // ProcessRef (Exec empty) → ProcessesResult
@@ -210,7 +210,7 @@ type ProcessRef struct {
 	Exec string `json:"exec,omitempty"`
 }
 
-// StartResult answers MethodStart and MethodExec.
+// StartResult answers MethodStart and MethodExec, and MethodSignal with signal 0.
 type StartResult struct {
 	PID int `json:"pid"` // in the guest's first PID namespace
 }
@@ -225,7 +225,7 @@ type ExitStatus struct {
 // SignalRequest sends a signal.
 type SignalRequest struct {
 	ProcessRef
-	Signal int  `json:"signal"`        // 0 only asks whether the process is there
+	Signal int  `json:"signal"`        // 0 only asks whether the agent knows the process
 	All    bool `json:"all,omitempty"` // to every process of the container
 }
 

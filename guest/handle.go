@@ -66,6 +66,9 @@ func (a *Agent) answer(c *wire.Call) (any, error) {
 		if err := c.Params(&r); err != nil {
 			return nil, err
 		}
+		if r.Signal == 0 && !r.All {
+			return a.known(&r.ProcessRef)
+		}
 		return nil, a.signal(&r)
 	case api.MethodResize:
 		var r api.ResizeRequest

@@ -41,6 +41,17 @@ func (a *Agent) signal(r *api.SignalRequest) error {
 	return nil
 }
 
+// known tells the id of a process that runs or has ended.
+func (a *Agent) known(r *api.ProcessRef) (*api.StartResult, error) {
+	p, err := a.process(r)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return &api.StartResult{PID: p.pid}, nil
+}
+
 // processes lists what runs in a container.
 func (c *container) processes() (*api.ProcessesResult, error) {
 	if _, err := c.process(""); err != nil {

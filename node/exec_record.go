@@ -199,7 +199,12 @@ const (
 func (e *exec) adopt(r *run) {
 	n := e.c.node
 	for try := 1; ; try++ {
-		known, err := r.knows(n.ctx, e.process())
+		pid, known, err := r.knows(n.ctx, e.process())
+		if pid != 0 { // the earlier daemon may have died before it was told
+			e.mu.Lock()
+			e.rec.PID = pid
+			e.mu.Unlock()
+		}
 		if known || err != nil { // of a VM that has gone serve will find out
 			break
 		}

