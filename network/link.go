@@ -27,9 +27,7 @@ type links struct {
 
 // makeTAP makes a TAP with a guard on it. Down, without a bridge and without an endpoint, it passes nothing.
 func (l *links) makeTAP() (string, error) {
-	var random [4]byte
-	rand.Read(random[:])
-	name := l.tapPrefix + hex.EncodeToString(random[:])
+	name := l.newTAPName()
 	if err := persistTAP(name); err != nil {
 		return "", fmt.Errorf("make TAP: %w", err)
 	}
@@ -38,6 +36,12 @@ func (l *links) makeTAP() (string, error) {
 		return "", errors.Join(fmt.Errorf("make TAP: %w", err), l.removeTAP(name))
 	}
 	return name, nil
+}
+
+func (l *links) newTAPName() string {
+	var random [4]byte
+	rand.Read(random[:])
+	return l.tapPrefix + hex.EncodeToString(random[:])
 }
 
 func persistTAP(name string) error {
@@ -53,6 +57,9 @@ func persistTAP(name string) error {
 	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		return os.NewSyscallError("TUNSETIFF", err)
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, 0); err != nil { // without an owner, anybody may attach to it
+		return os.NewSyscallError("TUNSETOWNER", err)
 	}
 	return os.NewSyscallError("TUNSETPERSIST", unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
 }
@@ -85,7 +92,7 @@ func (l *links) removeTAP(name string) error {
 
 // taps are our TAPs, by name.
 func (l *links) taps() (map[string]netlink.Link, error) {
-	all, err := netlink.LinkList()
+	all, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -100,7 +107,7 @@ func (l *links) taps() (map[string]netlink.Link, error) {
 
 // bridges are our bridges, by name.
 func (l *links) bridges() (map[string]netlink.Link, error) {
-	all, err := netlink.LinkList()
+	all, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -287,7 +294,9 @@ func (l *links) disconnect(name string) error {
 func hostPrefixes() ([]netip.Prefix, error) {
 	var all []netip.Prefix
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		routes, err := whole(func() ([]netlink.Route, error) {
+			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		})
 		if err != nil {
 			if family == unix.AF_INET6 {
 				continue // IPv6 is off
@@ -311,7 +320,7 @@ func hostPrefixes() ([]netip.Prefix, error) {
 // hostMTU is the smallest MTU of the interfaces that default routes lead through; 1500 when there is none.
 func hostMTU() int {
 	mtu := 1500
-	routes, err := netlink.RouteList(nil, unix.AF_INET)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, unix.AF_INET) })
 	if err != nil {
 		return mtu
 	}
@@ -364,7 +373,7 @@ func forward(v6 bool) error {
 	if b, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/forwarding"); err != nil || strings.TrimSpace(string(b)) == "1" {
 		return err
 	}
-	all, err := netlink.LinkList()
+	all, err := whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

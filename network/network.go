@@ -47,6 +47,7 @@ type Options struct {
 	Upstreams  []netip.AddrPort // resolvers to forward to; nil: the host's /etc/resolv.conf
 	Rootless   bool             // only None and User, whoever we are
 	ResolvConf string           // empty: /etc/resolv.conf
+	SpareTAPs  int              // made before they are asked for; at most 32 are kept in any case
 }
 
 // Networks are all networks of one state directory. All methods may be called from any goroutine.
@@ -58,6 +59,7 @@ type Networks struct {
 	store    *store
 	links    *links
 	firewall *firewall
+	spares   *spares
 	ports    *ports
 	names    *names
 	resolver dns.Options
@@ -96,7 +98,7 @@ func Open(ctx context.Context, o Options) (*Networks, error) {
 	if o.Rootless || os.Geteuid() != 0 {
 		return n, nil
 	}
-	if err := n.open(); err != nil {
+	if err := n.open(o.SpareTAPs); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -121,13 +123,14 @@ func (n *Networks) fixedID(name string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (n *Networks) open() error {
+func (n *Networks) open(ahead int) error {
 	var err error
 	if n.store, err = openStore(n.dir); err != nil {
 		return err
 	}
 	n.links = &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}
 	n.firewall = &firewall{"cradle-" + n.tag}
+	n.spares = &spares{links: n.links, log: n.log, ahead: min(ahead, maxFree)}
 	n.ports = newPorts(n.log)
 	taps, err := n.links.taps()
 	if err != nil {
@@ -195,12 +198,21 @@ func (n *Networks) take(e *Endpoint) error {
 	return nil
 }
 
-// Close ends resolvers, listeners and the watch. What guests need stays in the kernel.
+// Close ends resolvers, listeners and the watch. What guests need stays in the kernel. When there are no endpoints, the host
+// is as it was before Open, but for its forwarding of packets, which somebody else may rely on by now: bridges and firewall
+// are made again by the next Reconcile.
 func (n *Networks) Close() error {
 	n.stopWatching()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var errs []error
+	if n.store != nil {
+		var r Report
+		errs = append(errs, n.removeTAPs(n.spares.close(), &r))
+		if len(n.endpoints) == 0 {
+			errs = append(errs, n.moveOut())
+		}
+	}
 	for _, net := range n.networks {
 		errs = append(errs, net.silence())
 	}
@@ -208,6 +220,17 @@ func (n *Networks) Close() error {
 		errs = append(errs, n.ports.closeAll(), n.links.guards.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// moveOut removes what networks without endpoints have on the host. The store keeps them.
+func (n *Networks) moveOut() error {
+	var errs []error
+	for _, net := range n.networks {
+		if len(net.Subnets) > 0 {
+			errs = append(errs, net.silence(), n.links.removeBridge(net.Bridge))
+		}
+	}
+	return errors.Join(append(errs, n.firewall.remove())...)
 }
 
 // Create makes a network and its bridge. Errors: ErrInvalid, ErrExists, ErrInUse (a predefined name), ErrExhausted,
@@ -506,10 +529,14 @@ func (n *Networks) MakeTAP(ctx context.Context) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
+	if name, ok := n.spares.take(); ok {
+		return name, nil
+	}
 	return n.links.makeTAP()
 }
 
-// RemoveTAP removes a TAP and the endpoint that has it. Idempotent.
+// RemoveTAP takes a TAP back whose machine has gone, and the endpoint that has it. No interface has the name from then on or
+// soon after: the TAP is cleaned for another machine, which knows it by another name, or removed. Idempotent.
 func (n *Networks) RemoveTAP(ctx context.Context, name string) error {
 	if n.store == nil {
 		return nil
@@ -526,7 +553,11 @@ func (n *Networks) RemoveTAP(ctx context.Context, name string) error {
 			}
 		}
 	}
-	return n.links.removeTAP(name)
+	if err := n.links.disconnect(name); err != nil {
+		return err
+	}
+	n.spares.put(name)
+	return nil
 }
 
 // Counters of an endpoint: what its guest has sent and what has reached it, and what was dropped of both and why.

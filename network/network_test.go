@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -41,7 +42,7 @@ func newHouse(t testing.TB) *house {
 
 func (h *house) open() {
 	h.t.Helper()
-	n, err := Open(context.Background(), Options{Dir: h.dir, Upstreams: []netip.AddrPort{}})
+	n, err := Open(context.Background(), Options{Dir: h.dir, Upstreams: []netip.AddrPort{}, Log: slog.New(slog.NewTextHandler(h.t.Output(), nil))})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -50,6 +50,11 @@ func (n *Networks) removeDead(live Live, r *Report) error {
 	for _, t := range live.TAPs {
 		keep[t] = true
 	}
+	spare, release := n.spares.hold()
+	defer release()
+	for _, t := range spare {
+		keep[t] = true
+	}
 	for _, e := range n.endpoints {
 		if slices.Contains(live.Sandboxes, e.Sandbox) {
 			keep[e.TAP] = true
@@ -265,7 +270,7 @@ func (n *Networks) Reset(ctx context.Context) error {
 		delete(n.networks, id)
 	}
 	var r Report
-	errs = append(errs, n.removeDead(Live{}, &r), n.firewall.remove(), n.save())
+	errs = append(errs, n.removeTAPs(n.spares.close(), &r), n.removeDead(Live{}, &r), n.firewall.remove(), n.save())
 	n.log.Info("networks are reset", "removed", strings.Join(r.Removed, ", "))
 	return errors.Join(errs...)
 }

@@ -24,9 +24,8 @@ const storeVersion = 1
 type store struct{ dir string }
 
 type networksFile struct {
-	Version    int       `json:"version"`
-	Forwarding bool      `json:"forwarding"` // we have switched on the host's forwarding of packets
-	Networks   []Network `json:"networks"`
+	Version  int       `json:"version"`
+	Networks []Network `json:"networks"`
 }
 
 type endpointFile struct {

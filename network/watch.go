@@ -137,7 +137,7 @@ func (n *Networks) look(r *Report, thorough bool) error {
 	h := n.hostState()
 	n.mu.Unlock()
 	intact := len(h.networks) == 0 || n.firewall.intact(h)
-	all, err := netlink.LinkList()
+	all, err := whole(netlink.LinkList)
 	if err != nil {
 		return err
 	}

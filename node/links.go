@@ -325,7 +325,9 @@ func (n *Node) openNetworks(ctx context.Context) {
 		n.noNetworks = errors.New("the daemon was started without them")
 		return
 	}
-	nets, err := network.Open(ctx, network.Options{Dir: filepath.Join(n.options.Root, "networks"), Log: n.options.Log})
+	nets, err := network.Open(ctx, network.Options{
+		Dir: filepath.Join(n.options.Root, "networks"), Log: n.options.Log, SpareTAPs: 2 * nicSlots,
+	})
 	if err == nil {
 		if _, err = nets.Get(network.Default); err != nil {
 			err = errors.Join(err, nets.Close())

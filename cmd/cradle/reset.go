@@ -14,6 +14,8 @@ import (
 	"github.com/docker/cli/cli/command"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/cradlevm/cradle/network"
 )
 
 // newResetCommand is `system reset`: everything stopped and removed, as if cradle had never run.
@@ -78,8 +80,10 @@ func onlySocket(entries []os.DirEntry) bool {
 // do asks the daemon to stop and forget everything, and removes what is left. A daemon that cannot even start
 // is no obstacle: its virtual machines are then ended from here.
 func (r *reset) do(ctx context.Context) error {
+	alone := false
 	if isDir(r.root) || isDir(r.run) {
 		if err := r.askDaemon(ctx); err != nil {
+			alone = true
 			fmt.Fprintf(os.Stderr, "cradle: resetting without the daemon: %s\n", inOurWords(err.Error()))
 		}
 	}
@@ -95,7 +99,27 @@ func (r *reset) do(ctx context.Context) error {
 	if err := killMonitors(r.root, r.run); err != nil {
 		return err
 	}
-	return errors.Join(empty(r.root), empty(r.run))
+	var errs []error
+	if alone {
+		errs = append(errs, removeNetworks(ctx, filepath.Join(r.root, "networks")))
+	}
+	return errors.Join(append(errs, empty(r.root), empty(r.run))...)
+}
+
+// removeNetworks removes from the host what the networks of a state directory have there, whose machines have ended. What is
+// theirs is known by the directory's name: the state itself goes first, since it may be why the daemon does not start.
+func removeNetworks(ctx context.Context, dir string) error {
+	if os.Geteuid() != 0 || !isDir(dir) { // who could not have made any
+		return nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	networks, err := network.Open(ctx, network.Options{Dir: dir})
+	if err != nil {
+		return fmt.Errorf("remove networks: %w", err)
+	}
+	return errors.Join(networks.Reset(ctx), networks.Close())
 }
 
 func (r *reset) askDaemon(ctx context.Context) error {

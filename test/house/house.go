@@ -91,8 +91,8 @@ func (h *House) Close(limit time.Duration) error {
 	return errors.Join(append(errs, os.RemoveAll(h.Dir))...)
 }
 
-// Leftovers is an error that lists the directories, processes, mounts, loop and network devices of the house, nil when there are
-// none.
+// Leftovers is an error that lists the directories, processes, mounts, loop and network devices and firewalls of the house, nil
+// when there are none.
 func (h *House) Leftovers() error {
 	var left []string
 	for _, dir := range []string{h.Root(), h.Run()} {
@@ -119,6 +119,7 @@ func (h *House) Leftovers() error {
 			left = append(left, a)
 		}
 	}
+	left = append(left, h.networks()...)
 	if len(left) > 0 {
 		return fmt.Errorf("left behind:\n%s", strings.Join(left, "\n"))
 	}
