@@ -346,6 +346,8 @@ func (s *suite) testKilledCheckpoint(t *testing.T, p point) {
 // testAbandonedCheckpoint takes over a VM whose daemon has crashed while it stood still for a checkpoint.
 func (s *suite) testAbandonedCheckpoint(t *testing.T) {
 	c := s.config(t)
+	// It is checkpointed while it boots. Its console is to tell how far it came, should it not come further.
+	c.Cmdline = append(c.Cmdline, "ignore_loglevel")
 	pid := startElsewhere(t, order{Config: c, Checkpoint: true})
 	v, err := s.driver.Attach(within(t), c)
 	if err != nil {
