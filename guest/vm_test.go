@@ -135,7 +135,8 @@ func (v *testVM) connect(name string) net.Conn {
 // dial opens a new session.
 func (v *testVM) dial() {
 	v.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	// More than the 90 s that a sandbox has for its boot: other tests may be at work on the same processors.
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	c, err := wire.Dial(ctx, v.connect("agent"), v.token)
 	if err != nil {

@@ -242,6 +242,35 @@ func TestTemplateStays(t *testing.T) {
 	b.end(p, r)
 }
 
+// A template that nobody has loaded for a week goes; one that is loaded stays for another.
+func TestUnusedTemplate(t *testing.T) {
+	b := newBench(t)
+	b.close(b.filled())
+	all, err := filepath.Glob(filepath.Join(b.o.Dir, "*", snapshot.ManifestName))
+	if err != nil || len(all) != 1 {
+		t.Fatalf("templates: %v, %v", all, err)
+	}
+	age := func(by time.Duration) {
+		then := time.Now().Add(-by)
+		if err := os.Chtimes(all[0], then, then); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.o.Settings = Settings{}
+	age(keepUnused - time.Hour)
+	p := b.open()
+	b.end(p, b.start(p))
+	b.close(p)
+	if fi, err := os.Stat(all[0]); err != nil || time.Since(fi.ModTime()) > time.Hour {
+		t.Errorf("its use was not noted: %v", err)
+	}
+	age(keepUnused + time.Hour)
+	b.close(b.open())
+	if _, err := os.Stat(filepath.Dir(all[0])); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
 func TestStartsComeFirst(t *testing.T) {
 	b := newBench(t)
 	p := b.open()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/api/wire"
@@ -91,13 +92,22 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string, 
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		if m, err := s.read(path); err != nil || m.Base != s.base {
+		if m, err := s.read(path); err != nil || m.Base != s.base || unused(path) {
 			if err := os.RemoveAll(path); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return s, nil
+}
+
+// keepUnused is how long a template that no daemon has loaded stays on the disk.
+const keepUnused = 7 * 24 * time.Hour
+
+// unused tells whether a template was last loaded too long ago: load leaves the time at its manifest.
+func unused(dir string) bool {
+	fi, err := os.Stat(filepath.Join(dir, snapshot.ManifestName))
+	return err == nil && time.Since(fi.ModTime()) > keepUnused
 }
 
 // path is where the template of a class belongs.
@@ -139,6 +149,8 @@ func (s *store) load(ctx context.Context, c Class) (*template, error) {
 		saved.Close()
 		return nil, fmt.Errorf("template %s is damaged: its digest is %s, not %s", dir, saved.Digest(), m.Digest)
 	}
+	now := time.Now()
+	_ = os.Chtimes(filepath.Join(dir, snapshot.ManifestName), now, now) // else it is made anew a week later
 	return &template{manifest: m, saved: saved, size: sizeOf(dir)}, nil
 }
 
