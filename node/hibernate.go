@@ -92,7 +92,7 @@ func (c *ctr) hibernate(ctx context.Context, r *run, rec record) (err error) {
 	if err := r.vm.Pause(ctx); err != nil {
 		return ending(c, err)
 	}
-	saved, _, err := r.vm.Checkpoint(ctx, func(context.Context) error { return nil })
+	saved, _, err := r.vm.Checkpoint(ctx, nil, func(context.Context) error { return nil })
 	if err != nil {
 		return ending(c, err)
 	}

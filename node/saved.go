@@ -86,8 +86,11 @@ func (c *ctr) savable() (*run, record, error) {
 func (c *ctr) checkpoint(ctx context.Context, r *run, rec record, still func(context.Context) error) (from *savedRun, pause time.Duration, err error) {
 	c.still.mu.Lock()
 	defer c.still.mu.Unlock()
-	began := time.Now()
+	var began time.Time // when the processes were told to stand still
 	defer func() {
+		if began.IsZero() { // it has come to nothing
+			return
+		}
 		if e := c.goOn(ctx, r); e != nil {
 			if err = errors.Join(err, e); from != nil {
 				err = errors.Join(err, from.saved.Close())
@@ -98,13 +101,21 @@ func (c *ctr) checkpoint(ctx context.Context, r *run, rec record, still func(con
 			c.node.options.Log.Warn("set the clock after a checkpoint", "container", c.id, "err", e)
 		}
 	}()
-	if err := r.vm.Freeze(ctx, c.id, true); err != nil {
-		return nil, 0, ending(c, err)
-	}
-	saved, _, err := r.vm.Checkpoint(ctx, still)
+	var frozen, stood, copied time.Time
+	saved, stop, err := r.vm.Checkpoint(ctx, func(ctx context.Context) error {
+		began = time.Now()
+		defer func() { frozen = time.Now() }()
+		return r.vm.Freeze(ctx, c.id, true)
+	}, func(ctx context.Context) error {
+		stood = time.Now()
+		defer func() { copied = time.Now() }()
+		return still(ctx)
+	})
 	if err != nil {
 		return nil, 0, ending(c, err)
 	}
+	c.node.options.Log.Debug("checkpoint", "container", c.id, "freeze", frozen.Sub(began), "memory", stood.Sub(frozen),
+		"disk", copied.Sub(stood), "machine stood still", stop, "end", time.Since(copied))
 	return &savedRun{saved: saved, config: *rec.Sandbox, guest: c.id}, 0, nil
 }
 

@@ -227,7 +227,7 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox)
 	if err := machine.Pause(ctx); err != nil { // for good: its disk stays as it is
 		return err
 	}
-	saved, _, err := machine.Checkpoint(ctx, func(context.Context) error { return nil })
+	saved, _, err := machine.Checkpoint(ctx, nil, func(context.Context) error { return nil })
 	if err != nil {
 		return err
 	}

@@ -11,16 +11,16 @@ import (
 	"github.com/cradlevm/cradle/vm"
 )
 
-// Checkpoint saves the sandbox, with its disks and its containers, while it goes on. still is called while the machine
-// stands still, to copy the disks; pause says for how long it stood. Processes in it see none of this but a gap in time;
-// to keep those of a container from running in a copy before they are told who they are, freeze it before.
+// Checkpoint saves the sandbox, with its disks and its containers, while it goes on. soon, when not nil, is called when most
+// of it has been saved: to freeze a container, so that its processes do not run in a copy before they are told who they
+// are. still is called while the machine stands still, to copy the disks; pause says for how long it stood.
 // Unsupported drivers answer an api.CodeUnsupported error.
-func (s *Sandbox) Checkpoint(ctx context.Context, still func(context.Context) error) (saved vm.Saved, pause time.Duration, err error) {
+func (s *Sandbox) Checkpoint(ctx context.Context, soon, still func(context.Context) error) (saved vm.Saved, pause time.Duration, err error) {
 	v, ok := s.vm.(vm.Checkpointer)
 	if !ok {
 		return nil, 0, api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot save a machine that runs")
 	}
-	saved, pause, err = v.Checkpoint(ctx, still)
+	saved, pause, err = v.Checkpoint(ctx, soon, still)
 	if err != nil {
 		return nil, pause, fmt.Errorf("save virtual machine: %w", err)
 	}

@@ -150,10 +150,12 @@ type Checkpointer interface {
 	// writes to disks have reached their files it calls still, which copies the disks; then the VM goes on as it was
 	// before, whatever still or the saving has come to. pause is for how long it stood still (0 when it already did; it may
 	// run for an instant then, before it is saved).
-	// still must not call the VM's methods, and disks are neither plugged nor unplugged meanwhile.
+	// soon, when not nil and the VM runs, is called once before that, with the VM running and most of its memory saved: the
+	// moment to make what runs in the guest stand still, which is then for little longer than the VM itself does.
+	// still must not call the VM's methods, soon none but Dial, and disks are neither plugged nor unplugged meanwhile.
 	// The disks of c in Saved.Restore must be those of now: the same serials, over copies of the files as still saw them.
-	// Errors: still's; ErrExited; what the monitor said.
-	Checkpoint(ctx context.Context, still func(context.Context) error) (s Saved, pause time.Duration, err error)
+	// Errors: still's and soon's; ErrExited; what the monitor said.
+	Checkpoint(ctx context.Context, soon, still func(context.Context) error) (s Saved, pause time.Duration, err error)
 }
 
 // Streamer is a VM whose interfaces may be streams.

@@ -44,7 +44,12 @@ func (d *Driver) FailWrite(err error) {
 }
 
 // Checkpoint implements vm.Checkpointer.
-func (m *Machine) Checkpoint(ctx context.Context, still func(context.Context) error) (vm.Saved, time.Duration, error) {
+func (m *Machine) Checkpoint(ctx context.Context, soon, still func(context.Context) error) (vm.Saved, time.Duration, error) {
+	if soon != nil && !m.Paused() {
+		if err := soon(ctx); err != nil {
+			return nil, 0, err
+		}
+	}
 	m.mu.Lock()
 	if m.ended {
 		m.mu.Unlock()

@@ -56,6 +56,8 @@ func groups() []group {
 		{name: "run", run: runs},
 		{name: "idle", run: idle},
 		{name: "crowd", run: crowd},
+		{name: "clone", run: clone},
+		{name: "warm", run: warm},
 		{name: "many", asked: true, run: many},
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -40,22 +41,31 @@ const (
 const interruptedName = "checkpoint"
 
 // Checkpoint implements vm.Checkpointer.
-func (m *machine) Checkpoint(ctx context.Context, still func(context.Context) error) (vm.Saved, time.Duration, error) {
+func (m *machine) Checkpoint(ctx context.Context, soon, still func(context.Context) error) (vm.Saved, time.Duration, error) {
 	m.steady.Lock()
 	defer m.steady.Unlock()
-	s, pause, err := m.checkpoint(ctx, still)
+	s, pause, err := m.checkpoint(ctx, soon, still)
+	if errors.Is(err, errTooSoon) {
+		// It stood still before anybody was told. Told now, and once more.
+		if err = soon(ctx); err == nil {
+			s, pause, err = m.checkpoint(ctx, nil, still)
+		}
+	}
 	if err != nil {
 		return nil, pause, m.explain(fmt.Errorf("checkpoint of VM %s: %w", m.id, err))
 	}
 	return s, pause, nil
 }
 
-func (m *machine) checkpoint(ctx context.Context, still func(context.Context) error) (_ *saved, pause time.Duration, err error) {
+func (m *machine) checkpoint(ctx context.Context, soon, still func(context.Context) error) (_ *saved, pause time.Duration, err error) {
 	state, err := m.settled(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
 	runs := state == "running"
+	if !runs {
+		soon = nil
+	}
 	if state == "postmigrate" {
 		// It stands still since an earlier checkpoint, and QEMU refuses another of a VM that has not run since. It does for an
 		// instant: nothing but cont leads out of that state, a reset aside.
@@ -84,15 +94,15 @@ func (m *machine) checkpoint(ctx context.Context, still func(context.Context) er
 	if err := s.memory.Truncate(s.size); err != nil {
 		return nil, 0, err
 	}
-	if s.state, pause, err = m.copyLive(ctx, s.memory, s.size, runs, still); err != nil {
+	if s.state, pause, err = m.copyLive(ctx, s.memory, s.size, runs, soon, still); err != nil {
 		return nil, pause, err
 	}
 	return s, pause, seal(s.memory)
 }
 
 // copyLive fills the file memory of that size, the same as the guest's. It calls still with the guest stopped, and lets it go
-// on if runs says that it did.
-func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, runs bool, still func(context.Context) error) (state []byte, pause time.Duration, err error) {
+// on if runs says that it did. soon, when not nil, is called before that, when nearly all memory has come.
+func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, runs bool, soon, still func(context.Context) error) (state []byte, pause time.Duration, err error) {
 	mapped, err := unix.Mmap(int(memory.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, 0, fmt.Errorf("map memory: %w", err)
@@ -112,14 +122,34 @@ func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, run
 	m.mu.Lock()
 	clear(m.stood)
 	m.mu.Unlock()
+	var in io.Reader = ours
+	var near func() error
+	release := func() error { return nil }
+	if soon != nil {
+		d, err := newDribble(ours, theirs)
+		if err != nil {
+			ours.Close()
+			return nil, 0, err
+		}
+		release = d.release
+		in = d
+		near = func() error {
+			// While nobody reads on, QEMU cannot come to the point where the guest stands still.
+			if err := m.soon(ctx, soon); err != nil {
+				return err
+			}
+			return release()
+		}
+	}
 	received := make(chan error, 1)
 	go func() {
 		var err error
-		state, err = splitStream(ours, mapped)
+		state, err = splitStream(in, mapped, near)
 		ours.Close() // QEMU fails, if it has more to say
 		received <- err
 	}()
-	err = m.migrateTo(ctx, theirs)
+	err = m.migrateTo(ctx, theirs, soon != nil)
+	err = errors.Join(err, release()) // else the stream has no end
 	if err == nil {
 		err = still(ctx)
 	} else {
@@ -128,14 +158,18 @@ func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, run
 	theirs.Close()
 	pause, back := m.back(runs)
 	split := <-received
-	if err != nil && !errors.Is(split, errStream) {
+	if told := (*soonError)(nil); errors.As(split, &told) {
+		err = told.err // of which the migration's failure came
+		split = nil
+	} else if err != nil && !errors.Is(split, errStream) {
 		split = nil // only what comes of the stream's early end
 	}
 	return state, pause, errors.Join(err, back, split)
 }
 
-// migrateTo returns when the guest stands still and all of it is in the stream.
-func (m *machine) migrateTo(ctx context.Context, stream *os.File) error {
+// migrateTo returns when the guest stands still and all of it is in the stream. With once, memory is gone through once, and
+// then again with the guest standing still, for what it has written to.
+func (m *machine) migrateTo(ctx context.Context, stream *os.File, once bool) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -148,7 +182,11 @@ func (m *machine) migrateTo(ctx context.Context, stream *os.File) error {
 	bound := func(ctx context.Context, pause int) error {
 		return m.mon.run(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": pause, "max-bandwidth": unbounded})
 	}
-	if err := bound(steps, pauseGoal); err != nil {
+	goal := pauseGoal
+	if once {
+		goal = 0 // the guest does not stand still for as long as there is anything left to copy
+	}
+	if err := bound(steps, goal); err != nil {
 		return err
 	}
 	if err := m.migrate(steps, "migrate", stream); err != nil {

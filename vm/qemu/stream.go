@@ -47,13 +47,19 @@ type streamSplitter struct {
 	section  uint32 // the number of the one live section, of memory
 	block    string // the block that pages come from
 	complete bool   // memory is
+
+	near func() error // to be called when little of the memory is left; nil: it has been
+	left int64        // how many pages have not come yet, until then
 }
 
 var errStream = errors.New("QEMU's stream makes no sense")
 
-// splitStream reads a stream to its end: the guest's memory goes to memory, the rest is returned.
-func splitStream(r io.Reader, memory []byte) (state []byte, err error) {
-	s := &streamSplitter{in: bufio.NewReaderSize(r, 256<<10), memory: memory, dirty: make([]uint64, len(memory)/pageSize/64+1)}
+// splitStream reads a stream to its end: the guest's memory goes to memory, the rest is returned. near, when not nil, is
+// called once, before the last nearPages (of a small memory, the last half) are read for the first time.
+func splitStream(r io.Reader, memory []byte, near func() error) (state []byte, err error) {
+	pages := int64(len(memory) / pageSize)
+	s := &streamSplitter{in: bufio.NewReaderSize(r, 256<<10), memory: memory, dirty: make([]uint64, pages/64+1)}
+	s.near, s.left = near, pages-min(nearPages, pages/2)
 	if err := s.split(); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
@@ -234,6 +240,14 @@ func (s *streamSplitter) sizes(total uint64) error {
 func (s *streamSplitter) page(at uint64, zero bool) error {
 	if at >= uint64(len(s.memory)) || uint64(len(s.memory))-at < pageSize {
 		return fmt.Errorf("%w: a page at %#x", errStream, at)
+	}
+	if s.near != nil {
+		if s.left--; s.left <= 0 {
+			if err := s.near(); err != nil {
+				return err
+			}
+			s.near = nil
+		}
 	}
 	page := s.memory[at : at+pageSize]
 	bit := &s.dirty[at/pageSize/64]

@@ -63,7 +63,7 @@ func TestSplitStream(t *testing.T) {
 	in.text("\x03").u32(2).page(0, pageZero|pageContinue, "", 0).foot().text(devices)
 	want.text("\x03").u32(2).foot().text(devices)
 	memory := make([]byte, 2*pageSize)
-	state, err := splitStream(bytes.NewReader(in.Bytes()), memory)
+	state, err := splitStream(bytes.NewReader(in.Bytes()), memory, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,9 +74,32 @@ func TestSplitStream(t *testing.T) {
 		t.Error("the memory is not what came last")
 	}
 	for n := range in.Len() - len(devices) {
-		if _, err := splitStream(bytes.NewReader(in.Bytes()[:n]), make([]byte, 2*pageSize)); err == nil {
+		if _, err := splitStream(bytes.NewReader(in.Bytes()[:n]), make([]byte, 2*pageSize), nil); err == nil {
 			t.Fatalf("a stream that ends after %d bytes is whole", n)
 		}
+	}
+}
+
+// The reader is held up once, before the second half of a small memory is there, and ends with what that fails with.
+func TestSplitStreamNear(t *testing.T) {
+	var in testStream
+	in.setup(4 * pageSize).text("\x02").u32(2)
+	for i := range uint64(4) {
+		in.page(i*pageSize, pageWhole, "ram0", byte('a'+i))
+	}
+	in.foot().text("\x02").u32(2).page(0, pageWhole, "ram0", 'e').foot().text("\x03").u32(2).foot().text("devices")
+	memory, calls := make([]byte, 4*pageSize), 0
+	if _, err := splitStream(bytes.NewReader(in.Bytes()), memory, func() error {
+		if calls++; memory[0] != 'a' || memory[3*pageSize] != 0 {
+			t.Errorf("called with %q and %q in the first and the last page", memory[0], memory[3*pageSize])
+		}
+		return nil
+	}); err != nil || calls != 1 || memory[0] != 'e' {
+		t.Errorf("%d calls, %v", calls, err)
+	}
+	refuses := errors.New("refused")
+	if _, err := splitStream(bytes.NewReader(in.Bytes()), memory, func() error { return refuses }); !errors.Is(err, refuses) {
+		t.Errorf("refused: %v", err)
 	}
 }
 
@@ -100,7 +123,7 @@ func TestSplitStreamRefuses(t *testing.T) {
 		"no footer":       part().u64(pageEnd).text("\x00").u32(2),
 		"endless blocks":  new(testStream).u32(streamMagic, streamVersion).text("\x01").u32(2).text("\x03ram").u32(0, 4).u64(pageSize | pageSizes).text("\x01x").u64(1 << 60),
 	} {
-		_, err := splitStream(io.MultiReader(bytes.NewReader(s.Bytes()), strings.NewReader(strings.Repeat("\x00", 9000))), make([]byte, 2*pageSize))
+		_, err := splitStream(io.MultiReader(bytes.NewReader(s.Bytes()), strings.NewReader(strings.Repeat("\x00", 9000))), make([]byte, 2*pageSize), nil)
 		if !errors.Is(err, errStream) {
 			t.Errorf("%s: %v, want %v", name, err, errStream)
 		}
@@ -110,12 +133,12 @@ func TestSplitStreamRefuses(t *testing.T) {
 	for s.Len() < maxState+2*pageSize {
 		s.page(0, pageWhole, "rom", 1)
 	}
-	if _, err := splitStream(bytes.NewReader(s.Bytes()), make([]byte, 2*pageSize)); !errors.Is(err, errStream) {
+	if _, err := splitStream(bytes.NewReader(s.Bytes()), make([]byte, 2*pageSize), nil); !errors.Is(err, errStream) {
 		t.Errorf("too much beside the memory: %v", err)
 	}
 }
 
 func FuzzSplitStream(f *testing.F) {
 	f.Add(new(testStream).setup(2 * pageSize).text("\x03").u32(2).foot().text("devices").Bytes())
-	f.Fuzz(func(t *testing.T, b []byte) { splitStream(bytes.NewReader(b), make([]byte, 2*pageSize)) })
+	f.Fuzz(func(t *testing.T, b []byte) { splitStream(bytes.NewReader(b), make([]byte, 2*pageSize), nil) })
 }

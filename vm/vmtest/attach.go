@@ -63,7 +63,7 @@ func startForParent(t *testing.T, driver vm.Driver) {
 		return nil
 	}
 	if o.Checkpoint {
-		v.(vm.Checkpointer).Checkpoint(within(t), wait)
+		v.(vm.Checkpointer).Checkpoint(within(t), nil, wait)
 	} else {
 		wait(within(t))
 	}

@@ -123,9 +123,17 @@ func (s *suite) checkpoint(t *testing.T, m *machine, client *wire.Client, c vm.C
 	began := time.Now()
 	var pause time.Duration
 	var err error
-	p.saved, pause, err = m.VM.(vm.Checkpointer).Checkpoint(within(t), func(context.Context) error { return copyFile(disk, p.disk) })
+	told := 0
+	p.saved, pause, err = m.VM.(vm.Checkpointer).Checkpoint(within(t), func(context.Context) error {
+		told++
+		checkText(t, client, "v1") // the guest runs, and answers
+		return nil
+	}, func(context.Context) error { return copyFile(disk, p.disk) })
 	if err != nil {
 		t.Fatal(err)
+	}
+	if told != 1 {
+		t.Errorf("told %d times that it is soon", told)
 	}
 	t.Cleanup(func() { p.saved.Close() })
 	t.Logf("checkpoint in %v, of that %v standing still", time.Since(began).Round(time.Millisecond), pause.Round(100*time.Microsecond))
@@ -261,12 +269,15 @@ func testRefusedCheckpoints(t *testing.T, m *machine, client *wire.Client) {
 	cp := m.VM.(vm.Checkpointer)
 	from := count(t, client)
 	refuses := errors.New("the disks cannot be copied")
-	if _, _, err := cp.Checkpoint(within(t), func(context.Context) error { return refuses }); !errors.Is(err, refuses) {
+	if _, _, err := cp.Checkpoint(within(t), func(context.Context) error { return refuses }, nil); !errors.Is(err, refuses) {
+		t.Errorf("soon that fails: %v", err)
+	}
+	if _, _, err := cp.Checkpoint(within(t), nil, func(context.Context) error { return refuses }); !errors.Is(err, refuses) {
 		t.Errorf("still refuses: %v", err)
 	}
 	checkCount(t, client, from)
 	ctx, cancel := context.WithCancel(within(t))
-	if _, _, err := cp.Checkpoint(ctx, func(ctx context.Context) error {
+	if _, _, err := cp.Checkpoint(ctx, nil, func(ctx context.Context) error {
 		cancel()
 		return context.Cause(ctx)
 	}); !errors.Is(err, context.Canceled) {
@@ -275,7 +286,7 @@ func testRefusedCheckpoints(t *testing.T, m *machine, client *wire.Client) {
 	checkCount(t, client, from)
 	for _, after := range []time.Duration{0, time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond} {
 		ctx, cancel := context.WithTimeout(within(t), after)
-		if s, _, err := cp.Checkpoint(ctx, func(context.Context) error { return nil }); err == nil {
+		if s, _, err := cp.Checkpoint(ctx, nil, func(context.Context) error { return nil }); err == nil {
 			s.Close()
 		} else if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("cancelled after %v: %v", after, err)
@@ -295,7 +306,7 @@ func (s *suite) testPausedCheckpoint(t *testing.T, m *machine, client *wire.Clie
 		t.Fatal(err)
 	}
 	for range 2 {
-		saved, pause, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), func(context.Context) error { return copyFile(p.path(checkpointDisk), p.disk) })
+		saved, pause, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), nil, func(context.Context) error { return copyFile(p.path(checkpointDisk), p.disk) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -334,7 +345,7 @@ func (p point) path(serial string) string {
 func (s *suite) testKilledCheckpoint(t *testing.T, p point) {
 	m, _ := s.clone(t, p)
 	count(t, m.session())
-	_, _, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), func(context.Context) error { return m.Kill() })
+	_, _, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), nil, func(context.Context) error { return m.Kill() })
 	if !errors.Is(err, vm.ErrExited) {
 		t.Errorf("killed in mid-checkpoint: %v, want ErrExited", err)
 	}
@@ -356,7 +367,7 @@ func (s *suite) testAbandonedCheckpoint(t *testing.T) {
 	}
 	m := watched(t, v, c)
 	checkCount(t, m.session(), 0)
-	saved, _, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), func(context.Context) error { return nil })
+	saved, _, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), nil, func(context.Context) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
