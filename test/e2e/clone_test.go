@@ -143,16 +143,9 @@ func TestHibernatedRedis(t *testing.T) {
 	c.ok(t, "rm", "-f", "redis")
 }
 
-// The second redis of a kind goes on from where the first one's shadow was ready.
-func TestWarmRedis(t *testing.T) {
-	c := inOwn(t)
-	if err := c.house.Load(commandLimit, "redis"); err != nil {
-		t.Fatal(err)
-	}
-	run := func(name string) {
-		c.ok(t, "run", "-d", "--name", name, "-m", "128m", "--warm", "--warm-ready", "redis-cli ping | grep -q PONG", "redis")
-	}
-	run("cold")
+// waitForWarm waits until the daemon has one warm image.
+func (c client) waitForWarm(t *testing.T) {
+	t.Helper()
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		if images, err := filepath.Glob(filepath.Join(c.house.Root(), "warm", "*", "manifest")); err == nil && len(images) == 1 {
 			break
@@ -165,6 +158,19 @@ func TestWarmRedis(t *testing.T) {
 			t.Fatal("no warm image is made")
 		}
 	}
+}
+
+// The second redis of a kind goes on from where the first one's shadow was ready.
+func TestWarmRedis(t *testing.T) {
+	c := inOwn(t)
+	if err := c.house.Load(commandLimit, "redis"); err != nil {
+		t.Fatal(err)
+	}
+	run := func(name string) {
+		c.ok(t, "run", "-d", "--name", name, "-m", "128m", "--warm", "--warm-ready", "redis-cli ping | grep -q PONG", "redis")
+	}
+	run("cold")
+	c.waitForWarm(t)
 	seen := map[string]bool{}
 	for i := range 3 {
 		if i == 2 {
