@@ -79,6 +79,9 @@ func Run() error {
 		return err
 	}
 	go a.reaper.run(nil)
+	if err := a.network.park(); err != nil {
+		return err
+	}
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(gcLimit)
 	p, err := openPort(api.AgentPortName, portTimeout)

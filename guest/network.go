@@ -10,7 +10,6 @@ import (
 	"path"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -19,11 +18,13 @@ import (
 )
 
 // network is the guest's interfaces as the host last wanted them. What a container with the right to do so has changed
-// meanwhile is its own business: the host's wall is outside of the guest.
+// meanwhile is its own business: the host's wall is outside of the guest. An interface that is in no use is parked: no
+// container sees it.
 type network struct {
-	mu    sync.Mutex
-	index map[int]int            // slot → the kernel's number of the interface; nil before the first look
-	now   map[int]*wantedNetwork // by slot
+	mu      sync.Mutex
+	parking *parking               // nil before the first look
+	slots   map[int]bool           // which there are
+	now     map[int]*wantedNetwork // by slot
 }
 
 // wantedNetwork is an api.Interface, checked and parsed.
@@ -149,15 +150,11 @@ func sysctlWord(s string) bool {
 func (n *network) apply(wanted map[int]*wantedNetwork) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.index == nil {
-		index, err := findSlots()
-		if err != nil {
-			return err
-		}
-		n.index, n.now = index, map[int]*wantedNetwork{}
+	if err := n.park(); err != nil {
+		return err
 	}
 	for slot, w := range wanted {
-		if n.index[slot] == 0 {
+		if !n.slots[slot] {
 			return api.Errorf(api.CodeInvalid, "interface %s: the machine has no network interface in slot %d", w.Name, slot)
 		}
 	}
@@ -166,20 +163,13 @@ func (n *network) apply(wanted map[int]*wantedNetwork) error {
 		return err
 	}
 	defer nl.close()
-	// Names first, out of one another's way.
-	for slot, index := range n.index {
-		w, now := wanted[slot], n.now[slot]
-		if now != nil && w != nil && w.Name == now.Name {
+	// First all go that are not to be, or are to have other names: names come free.
+	for slot, now := range n.now {
+		if w := wanted[slot]; w != nil && w.Name == now.Name {
 			continue
 		}
-		parked := attribute(nil, unix.IFLA_IFNAME, []byte("crdl"+strconv.Itoa(slot)+"\x00"))
-		if err := nl.link(index, false, parked); err != nil {
-			return fmt.Errorf("take interface %d down: %w", slot, err)
-		}
-		if now != nil { // going down has flushed its IPv6 addresses only
-			if err := now.forget(nl, index, nil); err != nil {
-				return err
-			}
+		if err := n.parking.put(nl, now.Name, slot); err != nil {
+			return fmt.Errorf("park interface %s: %w", now.Name, err)
 		}
 		delete(n.now, slot)
 	}
@@ -188,8 +178,7 @@ func (n *network) apply(wanted map[int]*wantedNetwork) error {
 		if now != nil && reflect.DeepEqual(now.Interface, w.Interface) {
 			continue
 		}
-		delete(n.now, slot) // should it fail half-way, the next request begins anew
-		if err := w.set(nl, n.index[slot], now); err != nil {
+		if err := n.set(nl, w, now); err != nil {
 			return api.Errorf(api.CodeInternal, "interface %s: %w", w.Name, err)
 		}
 		n.now[slot] = w
@@ -197,19 +186,56 @@ func (n *network) apply(wanted map[int]*wantedNetwork) error {
 	return nil
 }
 
+// park finds the interfaces that the monitor has made and parks them, once.
+func (n *network) park() error {
+	if n.parking != nil {
+		return nil
+	}
+	p, err := newParking()
+	if err != nil {
+		return err
+	}
+	found, err := findSlots()
+	if err != nil {
+		return err
+	}
+	nl, err := openNetlink()
+	if err != nil {
+		return err
+	}
+	defer nl.close()
+	slots := map[int]bool{}
+	for slot, name := range found {
+		if err := p.put(nl, name, slot); err != nil {
+			return fmt.Errorf("park interface %s: %w", name, err)
+		}
+		slots[slot] = true
+	}
+	n.parking, n.slots, n.now = p, slots, map[int]*wantedNetwork{}
+	return nil
+}
+
 // set configures an interface that is parked (now is nil) or has been configured as now, whose name it keeps.
-func (w *wantedNetwork) set(nl *rtnetlink, index int, now *wantedNetwork) error {
+func (n *network) set(nl *rtnetlink, w, now *wantedNetwork) error {
 	attributes := attribute(nil, unix.IFLA_ADDRESS, w.mac)
 	if w.MTU != 0 {
 		attributes = attribute32(attributes, unix.IFLA_MTU, uint32(w.MTU))
 	}
 	if now == nil {
-		attributes = attribute(attributes, unix.IFLA_IFNAME, append([]byte(w.Name), 0))
+		if err := n.parking.take(w.Slot, w.Name, attributes); err != nil {
+			return err
+		}
+		n.now[w.Slot] = &wantedNetwork{Interface: api.Interface{Slot: w.Slot, Name: w.Name}} // should the rest fail
 	}
-	if err := nl.link(index, now != nil, attributes); err != nil {
+	index, err := interfaceIndex(nl.fd, w.Name)
+	if err != nil {
 		return err
 	}
 	if now != nil {
+		n.now[w.Slot] = &wantedNetwork{Interface: api.Interface{Slot: w.Slot, Name: w.Name}}
+		if err := nl.link(index, true, attributes); err != nil {
+			return err
+		}
 		if err := now.forget(nl, index, w); err != nil {
 			return err
 		}
@@ -236,20 +262,20 @@ func (w *wantedNetwork) set(nl *rtnetlink, index int, now *wantedNetwork) error 
 	return nil
 }
 
-// forget removes the routes and addresses that w, when there is one, does not have.
+// forget removes the routes and addresses that w does not have.
 func (now *wantedNetwork) forget(nl *rtnetlink, index int, w *wantedNetwork) error {
 	gone := func(err error) bool {
 		return err == nil || err == unix.ESRCH || err == unix.EADDRNOTAVAIL || err == unix.ENOENT
 	}
 	for _, r := range now.routes {
-		if w == nil || !slices.Contains(w.routes, r) {
+		if !slices.Contains(w.routes, r) {
 			if err := nl.route(unix.RTM_DELROUTE, 0, index, r); !gone(err) {
 				return fmt.Errorf("remove route to %s: %w", r.to, err)
 			}
 		}
 	}
 	for _, p := range now.addresses {
-		if w == nil || !slices.Contains(w.addresses, p) {
+		if !slices.Contains(w.addresses, p) {
 			if err := nl.address(unix.RTM_DELADDR, 0, index, p); !gone(err) {
 				return fmt.Errorf("remove address %s: %w", p, err)
 			}
@@ -303,29 +329,22 @@ func (n *rtnetlink) route(kind, flags uint16, index int, r wantedRoute) error {
 	return n.do(kind, flags, body)
 }
 
-// findSlots finds the interfaces that the monitor has made, which have their first hardware address still.
-func findSlots() (map[int]int, error) {
+// findSlots finds the interfaces that the monitor has made, by their first hardware addresses: slot → name.
+func findSlots() (map[int]string, error) {
 	const dir = "/sys/class/net"
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	found := map[int]int{}
+	found := map[int]string{}
 	for _, e := range entries {
 		address, err := readSmall(path.Join(dir, e.Name(), "address"), 64)
 		if err != nil {
 			continue
 		}
 		for slot := range api.MaxSlots {
-			if strings.TrimSpace(string(address)) != api.SlotMAC(slot).String() {
-				continue
-			}
-			number, err := readSmall(path.Join(dir, e.Name(), "ifindex"), 16)
-			if err != nil {
-				return nil, err
-			}
-			if found[slot], err = strconv.Atoi(strings.TrimSpace(string(number))); err != nil {
-				return nil, err
+			if strings.TrimSpace(string(address)) == api.SlotMAC(slot).String() {
+				found[slot] = e.Name()
 			}
 		}
 	}

@@ -246,6 +246,13 @@ func interfaces(links []link) []api.Interface {
 	return list
 }
 
+// usualNetwork is a network that no container has, configured as theirs are.
+func usualNetwork() api.NetworkRequest {
+	return api.NetworkRequest{Interfaces: interfaces([]link{{Endpoint: &network.Endpoint{
+		MAC: "02:42:c0:00:02:02", MTU: 1500, IPv4: netip.MustParsePrefix("192.0.2.2/24"), Gateway4: netip.MustParseAddr("192.0.2.1"),
+	}}})}
+}
+
 // gatewayRank puts links with a way out before those without.
 func gatewayRank(l link) int {
 	if l.Endpoint.Gateway4.IsValid() || l.Endpoint.Gateway6.IsValid() {

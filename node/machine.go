@@ -152,7 +152,7 @@ func (n *Node) warm() (pool.Warm, error) {
 	if err != nil {
 		return pool.Warm{}, err
 	}
-	return pool.Warm{Request: request, Scratch: func(ctx context.Context, path string) error {
+	return pool.Warm{Request: request, Network: usualNetwork(), Scratch: func(ctx context.Context, path string) error {
 		size, err := runspec.ScratchSize(&container.HostConfig{}, n.settings)
 		if err != nil {
 			return err

@@ -26,7 +26,7 @@ const (
 )
 
 // templateFormat changes with what is in a template, how it is made or how it is warmed.
-const templateFormat = 2
+const templateFormat = 3
 
 // base is what templates of all sizes depend on.
 type base struct {

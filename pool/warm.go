@@ -36,6 +36,8 @@ type Warm struct {
 	Request api.CreateRequest
 	// Scratch makes a container's writable disk as it usually is.
 	Scratch func(ctx context.Context, path string) error
+	// Network is a guest's network as it usually is. It is taken back afterwards.
+	Network api.NetworkRequest
 }
 
 // makeLayer writes the image with the program that does nothing to path, unless it is there.
@@ -87,7 +89,14 @@ func (w *Warm) run(ctx context.Context, s *sandbox.Sandbox, layer, dir string) (
 	if err := s.Plug(ctx, disks...); err != nil {
 		return err
 	}
-	if err := w.container(ctx, s); err != nil {
+	err = s.Network(ctx, w.Network)
+	if err == nil {
+		err = w.container(ctx, s)
+	}
+	if err == nil {
+		err = s.Network(ctx, api.NetworkRequest{})
+	}
+	if err != nil {
 		return fmt.Errorf("warm: %w", err)
 	}
 	return s.Unplug(ctx, disks...)

@@ -62,7 +62,7 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 			return nil, nil, err
 		}
 		return nil, nil, m.configure(r)
-	case api.MethodShutdown, api.MethodResize, api.MethodUpdate:
+	case api.MethodShutdown, api.MethodResize, api.MethodUpdate, api.MethodNetwork:
 		return nil, nil, nil
 	case api.MethodFreeze:
 		var r api.FreezeRequest
