@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -252,11 +253,18 @@ func TestRepair(t *testing.T) {
 	must(h.Detach(context.Background(), lost.ID))
 }
 
-// TestManyEndpoints: 300 on one network, no address twice, and how long one takes.
+// TestManyEndpoints: 60 on one network, or CRADLE_TEST_ENDPOINTS (300 are what is promised), no address twice, and how long one
+// takes.
 func TestManyEndpoints(t *testing.T) {
 	h := newHouse(t)
 	h.create(Spec{Name: "n", IPv6: true})
-	const many = 300
+	many := 60
+	if v := os.Getenv("CRADLE_TEST_ENDPOINTS"); v != "" {
+		var err error
+		if many, err = strconv.Atoi(v); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := h.Reconcile(context.Background(), Live{}); err != nil { // it watches from now on
 		t.Fatal(err)
 	}
@@ -298,7 +306,7 @@ func TestManyEndpoints(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("detach: %v each", time.Since(begin)/many)
+	t.Logf("detach: %v each", time.Since(begin)/time.Duration(many))
 	begin = time.Now()
 	r, err := h.Reconcile(context.Background(), Live{})
 	if err != nil || len(r.Removed) != many {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -215,11 +216,15 @@ func reaches(t testing.TB, p place, at netip.AddrPort, want string) {
 
 func closed(t testing.TB, p place, at netip.AddrPort) {
 	t.Helper()
+	var both sync.WaitGroup
 	for _, network := range []string{"tcp", "udp"} {
-		if got := once(p, network, at); got != "" {
-			t.Errorf("%s %s is open: %q", network, at, got)
-		}
+		both.Go(func() {
+			if got := once(p, network, at); got != "" {
+				t.Errorf("%s %s is open: %q", network, at, got)
+			}
+		})
 	}
+	both.Wait()
 }
 
 func resolve(p place, server netip.Addr, network, name string, kind uint16) (string, error) {

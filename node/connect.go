@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -50,23 +51,24 @@ func (n *Node) NetworkConnect(ctx context.Context, name, containerName string, e
 	case len(rec.Links) >= nicSlots:
 		return invalid("container %s is on %d networks already; its machine has no interface for another", rec.Name, len(rec.Links))
 	}
-	l := link{Name: found.Name, Settings: *endpoint}
+	links := append(slices.Clone(rec.Links), link{Name: found.Name, Settings: *endpoint})
 	if r, err := c.current(); err == nil {
-		if err := c.connect(ctx, r, rec, &l); err != nil {
+		if err := c.connect(ctx, r, rec, links); err != nil {
 			return err
 		}
 	} else if c.isActive() {
 		return conflict("container %s is about to start", c.id)
 	}
-	if err := c.change(func(r *record) { r.Links = append(slices.Clone(r.Links), l) }); err != nil {
+	if err := c.change(func(r *record) { r.Links = links }); err != nil {
 		return err
 	}
 	n.networkEvent(events.ActionConnect, found.ID, found.Name, c.id)
 	return nil
 }
 
-// connect puts a running container on one more network.
-func (c *ctr) connect(ctx context.Context, r *run, rec record, l *link) (err error) {
+// connect puts a running container on one more network, that of the last of links. When that is its way out from now on, the
+// published ports lead through it.
+func (c *ctr) connect(ctx context.Context, r *run, rec record, links []link) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectLimit)
 	defer cancel()
 	if rec.Sandbox == nil {
@@ -79,13 +81,17 @@ func (c *ctr) connect(ctx context.Context, r *run, rec record, l *link) (err err
 	if slot < 0 {
 		return invalid("the machine of container %s has no interface for another network", rec.Name)
 	}
+	l := &links[len(links)-1]
 	if err := c.attach(ctx, rec, l, slot, nics[slot], nil); err != nil {
 		return err
 	}
-	links := append(slices.Clone(rec.Links), *l)
 	if err := c.configure(ctx, r, rec, links); err != nil {
 		c.leave([]link{*l})
 		return err
+	}
+	if err := c.movePorts(ctx, rec, links, nil); err != nil {
+		old := links[:len(links)-1]
+		return errors.Join(err, c.leave([]link{*l}), c.configure(ctx, r, rec, old))
 	}
 	return nil
 }
@@ -120,7 +126,10 @@ func (n *Node) NetworkDisconnect(ctx context.Context, name, containerName string
 		if r, err := c.current(); err == nil {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectLimit)
 			defer cancel()
-			if err := c.configure(ctx, r, rec, links); err != nil && !force {
+			links = slices.Clone(links)
+			err := c.movePorts(ctx, rec, links, &gone)
+			err = errors.Join(err, c.configure(ctx, r, rec, links), c.change(func(r *record) { r.Links = links }))
+			if err != nil && !force {
 				return err
 			}
 		}

@@ -131,17 +131,24 @@ func (c *ctr) attach(ctx context.Context, rec record, l *link, slot int, nic vm.
 	if ipam := l.Settings.IPAMConfig; ipam != nil {
 		s.IPv4, s.IPv6 = ipam.IPv4Address, ipam.IPv6Address
 	}
-	for _, p := range published {
-		s.Ports = append(s.Ports, network.PortSpec{
-			Protocol: string(p.Port.Proto()), HostIP: p.HostIP, Host: p.From, HostEnd: p.To, Container: p.Port.Num(),
-		})
-	}
+	s.Ports = portSpecs(published)
 	e, err := n.networks.Attach(ctx, s)
 	if err != nil {
 		return networkError(err)
 	}
 	l.Name, l.Endpoint, l.Slot = e.NetworkName, &e, slot
 	return nil
+}
+
+// portSpecs are published ports as the networks have them.
+func portSpecs(published []runspec.Publication) []network.PortSpec {
+	var specs []network.PortSpec
+	for _, p := range published {
+		specs = append(specs, network.PortSpec{
+			Protocol: string(p.Port.Proto()), HostIP: p.HostIP, Host: p.From, HostEnd: p.To, Container: p.Port.Num(),
+		})
+	}
+	return specs
 }
 
 // leave takes endpoints away. It does not depend on anybody's patience: what is left would be found only at the next

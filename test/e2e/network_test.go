@@ -97,6 +97,40 @@ func TestNetworks(t *testing.T) {
 	})
 }
 
+// The published port leads through the network that is the way out: also when that one is left, and when a better one comes.
+func TestPublishedPortsMove(t *testing.T) {
+	both(t, func(t *testing.T, c client) {
+		name := c.name(t)
+		one, two, server := name+"-one", name+"-two", name+"-server"
+		t.Cleanup(func() {
+			c.do(t, nil, "rm", "-f", server)
+			c.do(t, nil, "network", "rm", one, two)
+		})
+		c.ok(t, "network", "create", one)
+		c.ok(t, "network", "create", two)
+		c.ok(t, append([]string{"run", "-d", "--name", server, "--network", one, "-p", "127.0.0.1::80"}, serve("moved")...)...)
+		at := c.ok(t, "port", server, "80")
+		served := func(when string) {
+			t.Helper()
+			if got := c.ok(t, "port", server, "80"); got != at {
+				t.Errorf("%s: the port is at %q, and was at %q", when, got, at)
+			}
+			if got := fetch(t, at); got != "moved" {
+				t.Errorf("%s: the published port says %q", when, got)
+			}
+		}
+		served("at the start")
+		c.ok(t, "network", "connect", two, server)
+		served("on two networks")
+		c.ok(t, "network", "disconnect", one, server)
+		served("without the first")
+		c.ok(t, "network", "connect", one, server) // by its name, it is the way out again
+		served("with the first again")
+		c.ok(t, "network", "disconnect", two, server)
+		served("without the second")
+	})
+}
+
 // What docker writes into a container about its networks.
 func TestNetworkFiles(t *testing.T) {
 	both(t, func(t *testing.T, c client) {
