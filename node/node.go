@@ -75,6 +75,7 @@ type Node struct {
 	settings   runspec.Settings
 	key        snapshot.Key // signs saved containers
 	warmth     *warmth
+	shelf      *shelf
 	events     *eventLog
 	timings    *timings
 	started    time.Time
@@ -121,6 +122,9 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	}
 	n.timings.metrics.registry.MustRegister(newPoolMetrics(n.PoolStatus))
 	if n.warmth, err = openWarmth(filepath.Join(o.Root, "warm")); err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	if n.shelf, err = openShelf(filepath.Join(o.Root, "snapshots")); err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))

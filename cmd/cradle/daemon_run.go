@@ -58,6 +58,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	extra.Handle("GET /cradle/v1/metrics", n.Metrics())
 	extra.Handle("POST /cradle/v1/pool", poolChangeHandler(n))
 	addSavedHandlers(extra, n)
+	addSnapshotHandlers(extra, n)
 	addCostHandlers(extra, n)
 	return &service{
 		Handler: dockerapi.New(n, dockerapi.Options{

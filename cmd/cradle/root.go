@@ -131,7 +131,7 @@ func initialize(docker *command.DockerCli, g globals) (*daemonDialer, error) {
 // addOwnCommands adds what docker has no command for.
 func addOwnCommands(root *cobra.Command, docker *command.DockerCli, d *daemonDialer, daemon daemonFunc) {
 	root.AddCommand(newDaemonCommand(daemon), newSummonCommand(docker, d), newCloneCommand(docker, d),
-		newSaveStateCommand(docker, d), newRestoreStateCommand(docker, d), newPoolCommand(docker, d),
+		newSaveStateCommand(docker, d), newRestoreStateCommand(docker, d), newSnapshotCommand(docker, d), newPoolCommand(docker, d),
 		newCostCommand(docker, d), newManCommand())
 	child(root, "system").AddCommand(newPruneCommand(docker), newResetCommand(docker, d))
 }
