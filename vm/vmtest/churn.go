@@ -51,7 +51,7 @@ func (s *suite) testChurn(t *testing.T, savable bool) {
 // churnedClone makes a checkpoint of m, a VM without disks, and a clone of it.
 func (s *suite) churnedClone(t *testing.T, m *machine, c vm.Config) *machine {
 	t.Helper()
-	saved, pause, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), nil, func(context.Context) error { return nil })
+	saved, pause, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), func(context.Context) error { return nil }, func(context.Context) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
