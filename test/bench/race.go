@@ -88,11 +88,6 @@ func against(name string, ours, peer result, goal float64) row {
 	return r
 }
 
-// alone makes a row without a peer, nor a goal.
-func alone(name string, of result) row {
-	return row{name: name, unit: unitSeconds, ours: of.sample, notes: because(of.err)}
-}
-
 // because is why something was not measured, in one line of the table.
 func because(err error) string {
 	if err == nil {

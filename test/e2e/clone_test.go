@@ -134,13 +134,10 @@ func TestHibernatedRedis(t *testing.T) {
 	if r := c.do(t, nil, "start", "redis"); r.code == 0 || !strings.Contains(r.stderr, "damaged") {
 		t.Errorf("damaged: %+v", r)
 	}
-	c.ok(t, "restore-state", "--discard", "redis")
-	c.ok(t, "start", "redis")
-	c.waitForLog(t, "redis", "eady to accept connections")
-	if got := c.ok(t, "exec", "redis", "cat", "/data/file"); got != "disk" {
-		t.Errorf("the file is %q", got)
+	c.ok(t, "restore-state", "--discard", "redis") // it has exited then, and --rm takes it away
+	if got := c.ok(t, "ps", "-aq"); got != "" {
+		t.Errorf("after its end: %q", got)
 	}
-	c.ok(t, "rm", "-f", "redis")
 }
 
 // waitForWarm waits until the daemon has one warm image.

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -201,7 +200,7 @@ func TestNetworksOutliveTheDaemon(t *testing.T) {
 	}
 	c.ok(t, "rm", "-f", "server", "friend")
 	c.ok(t, "network", "rm", "web")
-	if got := c.ok(t, "network", "ls", "--format", "{{.Name}}"); got != fmt.Sprint("bridge\nnone") {
+	if got := c.ok(t, "network", "ls", "--format", "{{.Name}}"); got != "bridge\nnone" {
 		t.Errorf("networks at the end: %q", got)
 	}
 }
