@@ -83,7 +83,7 @@ func (n *Networks) Attach(ctx context.Context, s EndpointSpec) (_ Endpoint, err 
 		return Endpoint{}, err
 	}
 	if net.Driver != "bridge" {
-		return userEndpoint(&net.Network, s), nil
+		return Endpoint{ID: randomID(), Network: net.ID, NetworkName: net.Name, Sandbox: s.Sandbox, Container: s.Container, Name: s.Name}, nil
 	}
 	if err := n.ready(net); err != nil {
 		return Endpoint{}, err
@@ -220,17 +220,6 @@ func (k *network) release(e *Endpoint) {
 			l.release(p.Addr())
 		}
 	}
-}
-
-// userEndpoint needs nothing of the host: the monitor's own network is the same for all.
-func userEndpoint(k *Network, s EndpointSpec) Endpoint {
-	e := Endpoint{ID: randomID(), Network: k.ID, NetworkName: k.Name, Sandbox: s.Sandbox, Container: s.Container, Name: s.Name}
-	if k.Driver == "user" {
-		e.IPv4, e.Gateway4 = netip.MustParsePrefix("10.0.2.15/24"), netip.MustParseAddr("10.0.2.2")
-		e.Resolvers = []netip.Addr{netip.MustParseAddr("10.0.2.3")}
-		e.MTU = 1500
-	}
-	return e
 }
 
 // Detach takes an endpoint away: its ports, names and leases are free, its TAP passes nothing and is on no bridge; the

@@ -14,8 +14,8 @@
 //
 // # Without root
 //
-// Open then returns Networks that know only None and User: the latter lives inside the monitor and is described by the
-// Endpoint that Attach returns.
+// Open then returns Networks that know only None. (Package user is to be what bridges and TAPs are for root; nothing here
+// uses it yet.)
 package network
 
 import (
@@ -45,7 +45,7 @@ type Options struct {
 	Log        *slog.Logger     // nil: nothing is logged
 	Pools      []Pool           // of IPv4, for networks without a subnet of their own; nil: DefaultPools
 	Upstreams  []netip.AddrPort // resolvers to forward to; nil: the host's /etc/resolv.conf
-	Rootless   bool             // only None and User, whoever we are
+	Rootless   bool             // only None, whoever we are
 	ResolvConf string           // empty: /etc/resolv.conf
 	SpareTAPs  int              // made before they are asked for; at most 32 are kept in any case
 }
@@ -113,9 +113,7 @@ func seed(dir string) uint64 {
 
 // predefine puts in the networks that are always there.
 func (n *Networks) predefine() {
-	for name, driver := range map[string]string{None: "null", User: "user"} {
-		n.networks[n.fixedID(name)] = &network{Network: Network{ID: n.fixedID(name), Name: name, Driver: driver}}
-	}
+	n.networks[n.fixedID(None)] = &network{Network: Network{ID: n.fixedID(None), Name: None, Driver: "null"}}
 }
 
 func (n *Networks) fixedID(name string) string {
@@ -421,9 +419,6 @@ func (n *Networks) List() []Network {
 	defer n.mu.Unlock()
 	var all []Network
 	for _, net := range n.networks {
-		if net.Driver == "user" && n.store != nil {
-			continue
-		}
 		all = append(all, net.Network)
 	}
 	slices.SortFunc(all, func(a, b Network) int { return strings.Compare(a.Name, b.Name) })

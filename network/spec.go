@@ -12,7 +12,6 @@ import (
 const (
 	Default = "bridge" // made when first used
 	None    = "none"   // no interface at all
-	User    = "user"   // user-mode networking inside the monitor; needs no root
 )
 
 // Options of networks that are understood, docker's and our own.
@@ -47,11 +46,11 @@ type Spec struct {
 	Options  map[string]string // Option constants; others are refused
 }
 
-// Network is a network as it is. None and User have neither subnets nor a bridge.
+// Network is a network as it is. None has neither subnets nor a bridge.
 type Network struct {
 	ID       string            `json:"id"` // 64 hexadecimal digits
 	Name     string            `json:"name"`
-	Driver   string            `json:"driver"` // "bridge", "null" for None, "user"
+	Driver   string            `json:"driver"` // "bridge", or "null" for None
 	Created  time.Time         `json:"created"`
 	Subnets  []Subnet          `json:"subnets,omitempty"` // IPv4 first
 	IPv6     bool              `json:"ipv6,omitzero"`
@@ -107,7 +106,7 @@ func (s Spec) check() error {
 		return fail(ErrInvalid, "invalid network name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", s.Name)
 	}
 	switch s.Name {
-	case Default, None, User, "host":
+	case Default, None, "host":
 		return fail(ErrInUse, "operation is not permitted on predefined %s network ", s.Name)
 	}
 	if s.Driver != "" && s.Driver != "bridge" {

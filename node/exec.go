@@ -29,6 +29,10 @@ type exec struct {
 	exitCode *int
 	done     chan struct{} // closed when it has ended
 	drained  chan struct{} // closed when its output has been written, too
+
+	// asked is closed when the agent has said what came of a start that an earlier daemon asked for and did not hear the
+	// end of; nil for all other execs.
+	asked chan struct{}
 }
 
 func newExec(c *ctr, id string, rec execRecord) *exec {
@@ -279,10 +283,13 @@ func (e *exec) process() api.ProcessRef { return api.ProcessRef{ID: e.c.id, Exec
 
 // ExecInspect implements dockerapi.Backend. The process id is the guest's, as ContainerTop shows it. CanRemove is what
 // docker says of an exec that it is about to forget; until then neither says so.
-func (n *Node) ExecInspect(_ context.Context, id string) (container.ExecInspectResponse, error) {
+func (n *Node) ExecInspect(ctx context.Context, id string) (container.ExecInspectResponse, error) {
 	e, err := n.findExec(id)
 	if err != nil {
 		return container.ExecInspectResponse{}, err
+	}
+	if e.asked != nil { // whether it runs, and as which process, is known in a moment; an agent that is silent is not waited for
+		waitFor(ctx, e.asked, adoptTries*adoptPause)
 	}
 	running, r, keys := e.isRunning(), e.request(), []byte{}
 	if r.DetachKeys != "" {

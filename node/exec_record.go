@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -133,6 +134,9 @@ func (c *ctr) loadExecs() {
 	for _, entry := range entries {
 		rec, err := readExec(filepath.Join(c.execDir(), entry.Name()))
 		e := newExec(c, entry.Name(), rec)
+		if rec.Begun && rec.Ended.IsZero() && rec.PID == 0 {
+			e.asked = make(chan struct{})
+		}
 		if err == nil && rec.Probe && !rec.Begun {
 			err = errors.New("a probe that has not begun")
 		}
@@ -198,6 +202,11 @@ const (
 // more, is ended.
 func (e *exec) adopt(r *run) {
 	n := e.c.node
+	heard := func() {}
+	if e.asked != nil {
+		heard = sync.OnceFunc(func() { close(e.asked) })
+	}
+	defer heard()
 	for try := 1; ; try++ {
 		pid, known, err := r.knows(n.ctx, e.process())
 		if pid != 0 { // the earlier daemon may have died before it was told
@@ -210,6 +219,7 @@ func (e *exec) adopt(r *run) {
 		}
 		if try == adoptTries {
 			e.unclaim()
+			heard()
 			if _, err := e.c.current(); err != nil || e.rec.Probe { // nor will it ever
 				e.forget()
 			}
@@ -219,6 +229,7 @@ func (e *exec) adopt(r *run) {
 			return
 		}
 	}
+	heard()
 	if e.rec.Probe {
 		if err := r.signal(n.ctx, e.process(), int(unix.SIGKILL)); err != nil {
 			n.options.Log.Debug("end probe of an earlier daemon", "container", e.c.id, "err", err)

@@ -106,7 +106,7 @@ func anyValue(values map[string]bool, is func(string) bool) bool {
 
 // builtIn tells whether a network is always there.
 func builtIn(name string) bool {
-	return name == mobynet.NetworkNone || name == network.Default || name == network.User
+	return name == mobynet.NetworkNone || name == network.Default
 }
 
 func networkMatches(n mobynet.Network, used bool, key, value string) bool {
