@@ -12,7 +12,7 @@ const readySandboxes = 2
 // runs measures the whole way of a container that does nothing, from the command line to its removal: with a ready
 // sandbox, with one restored on the spot, with a cold boot, and as others do it.
 func runs(ctx context.Context, e env) (rows []row, err error) {
-	once := []string{"run", "--rm", "busybox", "true"}
+	once := []string{"run", "--rm", "--network", "none", "busybox", "true"}
 	var ours []contestant
 	var first *side
 	for _, kind := range []struct {
