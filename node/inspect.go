@@ -18,6 +18,7 @@ import (
 	"github.com/moby/moby/api/types/storage"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/image"
 )
@@ -256,11 +257,21 @@ func (c *ctr) sample(ctx context.Context) (container.StatsResponse, error) {
 		limit = uint64(rec.Sandbox.VM.Memory)
 	}
 	out.MemoryStats = container.MemoryStats{Usage: s.MemoryBytes, Limit: limit, Stats: map[string]uint64{"inactive_file": s.MemoryFile}}
+	out.Networks = networkStats(rec, s)
 	out.PidsStats = container.PidsStats{Current: s.Pids, Limit: s.PidsLimit}
 	out.BlkioStats.IoServiceBytesRecursive = []container.BlkioStatEntry{
 		{Op: "read", Value: s.BlockReadBytes}, {Op: "write", Value: s.BlockWriteBytes},
 	}
 	return out, nil
+}
+
+// networkStats is what has passed a container's interfaces. The guest counts them together; docker's clients add them up
+// anyway.
+func networkStats(rec record, s api.StatsResult) map[string]container.NetworkStats {
+	if len(rec.Links) == 0 {
+		return nil
+	}
+	return map[string]container.NetworkStats{"eth0": {RxBytes: s.NetRxBytes, TxBytes: s.NetTxBytes}}
 }
 
 // matchesPlatform reports whether the image can serve where a client asked for want.

@@ -3,6 +3,7 @@ package node
 import (
 	"testing"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/dockerapi"
 )
 
@@ -22,5 +23,15 @@ func TestNoneMatches(t *testing.T) {
 	}
 	if found, err := n.NetworkInspect(t.Context(), "140bed"); err != nil || found.Name != "none" {
 		t.Errorf("by prefix: %q, %v", found.Name, err)
+	}
+}
+
+func TestNetworkStats(t *testing.T) {
+	s := api.StatsResult{NetRxBytes: 5, NetTxBytes: 7}
+	if got := networkStats(record{}, s); got != nil {
+		t.Errorf("without a network: %v", got)
+	}
+	if got := networkStats(record{Links: []link{{Name: "web"}}}, s)["eth0"]; got.RxBytes != 5 || got.TxBytes != 7 {
+		t.Errorf("%+v", got)
 	}
 }
