@@ -62,16 +62,35 @@ func (n *Node) dropNICs(nics []vm.NIC) error {
 // that follow the networks. The links are in the record from then on, and on the disk when the start is recorded. What
 // undoes it is pushed.
 func (c *ctr) join(ctx context.Context, machine *sandbox.Sandbox, rec record, request *api.CreateRequest, undo *undoStack) error {
+	links, files, err := c.attachAll(ctx, rec, undo)
+	if err != nil || len(links) == 0 {
+		return err
+	}
+	request.Files = files
+	return c.joined(ctx, machine, links, nil)
+}
+
+// rejoin is join for a container that goes on from a saved one: its files are there, and change.
+func (c *ctr) rejoin(ctx context.Context, machine *sandbox.Sandbox, rec record, undo *undoStack) error {
+	links, files, err := c.attachAll(ctx, rec, undo)
+	if err != nil || len(links) == 0 {
+		return err
+	}
+	return c.joined(ctx, machine, links, []api.ContainerFiles{{ID: c.id, Files: files}})
+}
+
+// attachAll makes the endpoints of all of a container's links, and the files that follow from them.
+func (c *ctr) attachAll(ctx context.Context, rec record, undo *undoStack) ([]link, []api.File, error) {
 	if len(rec.Links) == 0 {
-		return nil
+		return nil, nil, nil
 	}
 	nics := c.snapshot().Sandbox.VM.NICs
 	if len(rec.Links) > len(nics) {
-		return invalid("container %s is on %d networks; its machine has %d interfaces", c.id, len(rec.Links), len(nics))
+		return nil, nil, invalid("container %s is on %d networks; its machine has %d interfaces", c.id, len(rec.Links), len(nics))
 	}
 	published, err := runspec.Publications(&rec.Config, &rec.HostConfig)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	links := slices.Clone(rec.Links)
 	undo.push("network endpoints", func() error { return c.unjoin(links) })
@@ -82,32 +101,24 @@ func (c *ctr) join(ctx context.Context, machine *sandbox.Sandbox, rec record, re
 			ports = published
 		}
 		if err := c.attach(ctx, rec, &links[i], i, nics[i], ports); err != nil {
-			return err
+			return nil, nil, err
 		}
 	}
 	spec := rec.spec()
 	spec.Net = c.node.addressing(links)
-	if request.Files, err = runspec.Files(spec); err != nil {
-		return err
-	}
-	if err := machine.Network(ctx, api.NetworkRequest{Interfaces: interfaces(links)}); err != nil {
+	files, err := runspec.Files(spec)
+	return links, files, err
+}
+
+// joined configures the guest's side of links whose endpoints are there, and files of containers that are.
+func (c *ctr) joined(ctx context.Context, machine *sandbox.Sandbox, links []link, files []api.ContainerFiles) error {
+	if err := machine.Network(ctx, api.NetworkRequest{Interfaces: interfaces(links), Files: files}); err != nil {
 		return fmt.Errorf("configure network of container %s: %w", c.id, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rec.Links = links
 	return nil
-}
-
-// rejoin is join for a container that goes on from a saved one: its files are there, and change.
-func (c *ctr) rejoin(ctx context.Context, machine *sandbox.Sandbox, rec record, undo *undoStack) error {
-	var request api.CreateRequest
-	if err := c.join(ctx, machine, rec, &request, undo); err != nil || len(request.Files) == 0 {
-		return err
-	}
-	return machine.Network(ctx, api.NetworkRequest{
-		Interfaces: interfaces(c.snapshot().Links), Files: []api.ContainerFiles{{ID: c.id, Files: request.Files}},
-	})
 }
 
 // unjoin takes back what join did, as far as it came.

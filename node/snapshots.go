@@ -136,7 +136,7 @@ func (n *Node) SnapshotCreate(ctx context.Context, name, of string) (s NamedSnap
 func (n *Node) describe(m namedManifest) NamedSnapshot {
 	return NamedSnapshot{
 		Name: m.Name, Created: m.Created, Container: strings.TrimPrefix(m.Source.Name, "/"), Image: m.Source.Config.Image,
-		Bytes: diskUse(n.shelf.path(m.Name)), Guest: m.Form.Guest, Monitor: m.Form.Monitor,
+		Bytes: snapshot.DiskUse(n.shelf.path(m.Name)), Guest: m.Form.Guest, Monitor: m.Form.Monitor,
 	}
 }
 
@@ -183,7 +183,7 @@ func (n *Node) SnapshotList(context.Context) ([]NamedSnapshot, error) {
 		}
 		m, err := n.named(e.Name())
 		if err != nil {
-			list = append(list, NamedSnapshot{Name: e.Name(), Bytes: diskUse(n.shelf.path(e.Name())), Damaged: err.Error()})
+			list = append(list, NamedSnapshot{Name: e.Name(), Bytes: snapshot.DiskUse(n.shelf.path(e.Name())), Damaged: err.Error()})
 			continue
 		}
 		list = append(list, n.describe(m))

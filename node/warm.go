@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -216,7 +215,7 @@ func (w *warmth) evict(key string) error {
 		if err != nil {
 			continue
 		}
-		i := image{key: e.Name(), used: fi.ModTime(), bytes: diskUse(filepath.Join(w.dir, e.Name()))}
+		i := image{key: e.Name(), used: fi.ModTime(), bytes: snapshot.DiskUse(filepath.Join(w.dir, e.Name()))}
 		all, total = append(all, i), total+i.bytes
 	}
 	slices.SortFunc(all, func(a, b image) int { return a.used.Compare(b.used) })
@@ -229,22 +228,6 @@ func (w *warmth) evict(key string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// diskUse is what the files of a directory take on the host.
-func diskUse(dir string) (bytes int64) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0
-	}
-	for _, e := range entries {
-		if fi, err := e.Info(); err == nil {
-			if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-				bytes += st.Blocks * 512
-			}
-		}
-	}
-	return bytes
 }
 
 // secretName finds names of variables whose values no warm image may hold.

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/cradlevm/cradle/api"
@@ -151,24 +150,7 @@ func (s *store) load(ctx context.Context, c Class) (*template, error) {
 	}
 	now := time.Now()
 	_ = os.Chtimes(filepath.Join(dir, snapshot.ManifestName), now, now) // else it is made anew a week later
-	return &template{manifest: m, saved: saved, size: sizeOf(dir)}, nil
-}
-
-// sizeOf is what the files of a directory take on the disk, which is what a loaded template takes in memory: neither
-// has what the guest has not touched.
-func sizeOf(dir string) (sum int64) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0
-	}
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil {
-			if st, ok := info.Sys().(*syscall.Stat_t); ok {
-				sum += st.Blocks * 512
-			}
-		}
-	}
-	return sum
+	return &template{manifest: m, saved: saved, size: snapshot.DiskUse(dir)}, nil
 }
 
 // build cold-boots a sandbox, lets prepare warm it, and saves it as the template of its class. config is complete but
@@ -196,7 +178,7 @@ func (s *store) build(ctx context.Context, c Class, config sandbox.Config, prepa
 	if err := draft.Publish(s.key, m, s.path(c)); err != nil {
 		return nil, err
 	}
-	return &template{manifest: m, saved: saved, size: sizeOf(s.path(c))}, nil
+	return &template{manifest: m, saved: saved, size: snapshot.DiskUse(s.path(c))}, nil
 }
 
 // save boots, prepares and saves a sandbox into dir.

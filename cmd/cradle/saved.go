@@ -84,12 +84,17 @@ func newRestoreStateCommand(docker command.Cli, d *daemonDialer) *cobra.Command 
 	return cmd
 }
 
-// eachContainer does one thing with each container and prints the names of those it was done with, as docker's commands
-// do.
+// eachContainer does one thing with each container.
 func eachContainer(cmd *cobra.Command, docker command.Cli, d *daemonDialer, names []string, action string) error {
+	return each(cmd, docker, d, names, http.MethodPost, func(name string) string { return "containers/" + name + "/" + action })
+}
+
+// each makes a request, to the path of each name, and prints the names of those it was done with, as docker's commands
+// do.
+func each(cmd *cobra.Command, docker command.Cli, d *daemonDialer, names []string, method string, path func(name string) string) error {
 	var errs []error
 	for _, name := range names {
-		resp, err := d.call(cmd.Context(), http.MethodPost, "containers/"+name+"/"+action, nil)
+		resp, err := d.call(cmd.Context(), method, path(name), nil)
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -157,17 +157,7 @@ func newSnapshotRemove(docker command.Cli, d *daemonDialer) *cobra.Command {
 		Short:   "Remove snapshots",
 		Args:    cli.RequiresMinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var errs []error
-			for _, name := range args {
-				resp, err := d.call(cmd.Context(), http.MethodDelete, "snapshots/"+url.PathEscape(name), nil)
-				if err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				resp.Body.Close()
-				fmt.Fprintln(docker.Out(), name)
-			}
-			return errors.Join(errs...)
+			return each(cmd, docker, d, args, http.MethodDelete, func(name string) string { return "snapshots/" + url.PathEscape(name) })
 		},
 		DisableFlagsInUseLine: true,
 	}
