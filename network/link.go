@@ -45,23 +45,34 @@ func (l *links) newTAPName() string {
 }
 
 func persistTAP(name string) error {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
-	}
-	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq(name)
+	fd, err := openTAP(name, unix.IFF_TUN_EXCL)
 	if err != nil {
 		return err
 	}
-	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		return os.NewSyscallError("TUNSETIFF", err)
-	}
+	defer unix.Close(fd)
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, 0); err != nil { // without an owner, anybody may attach to it
 		return os.NewSyscallError("TUNSETOWNER", err)
 	}
 	return os.NewSyscallError("TUNSETPERSIST", unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
+}
+
+// openTAP opens a TAP as monitors do, or makes one that goes with its descriptor. flags are added: with IFF_TUN_EXCL it is
+// an error (EBUSY) that there is one.
+func openTAP(name string, flags uint16) (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
+	}
+	ifr, err := unix.NewIfreq(name)
+	if err == nil {
+		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | flags)
+		err = os.NewSyscallError("TUNSETIFF", unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr))
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 func (l *links) prepareTAP(name string) error {

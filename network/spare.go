@@ -189,19 +189,11 @@ func (l *links) cleanTAP(name string) (string, error) {
 
 // forgetMonitor sets back what can be set by a TAP's descriptor and stays with the device. EBUSY: somebody has it open.
 func forgetMonitor(name string) error {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
-	}
-	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq(name)
+	fd, err := openTAP(name, 0)
 	if err != nil {
 		return err
 	}
-	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		return os.NewSyscallError("TUNSETIFF", err)
-	}
+	defer unix.Close(fd)
 	const header, unlimited, root, none = 10, 1<<31 - 1, 0, -1
 	var filter [4]byte // struct tun_filter: no flags, no addresses, which is no filter
 	for _, set := range []struct {

@@ -147,7 +147,7 @@ func (c *ctr) configure(ctx context.Context, r *run, rec record, links []link) e
 		return err
 	}
 	return r.vm.Network(ctx, api.NetworkRequest{
-		Interfaces: interfaces(links), Files: []api.ContainerFiles{{ID: c.id, Files: files}},
+		Interfaces: interfaces(links, c.node.wayOut(links)), Files: []api.ContainerFiles{{ID: c.id, Files: files}},
 	})
 }
 

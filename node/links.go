@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	mobynet "github.com/moby/moby/api/types/network"
 
@@ -84,6 +83,9 @@ func (c *ctr) attachAll(ctx context.Context, rec record, undo *undoStack) ([]lin
 	if len(rec.Links) == 0 {
 		return nil, nil, nil
 	}
+	if c.node.networks == nil {
+		return nil, nil, unsupported("networks are not there: %v", c.node.noNetworks)
+	}
 	nics := c.snapshot().Sandbox.VM.NICs
 	if len(rec.Links) > len(nics) {
 		return nil, nil, invalid("container %s is on %d networks; its machine has %d interfaces", c.id, len(rec.Links), len(nics))
@@ -112,7 +114,7 @@ func (c *ctr) attachAll(ctx context.Context, rec record, undo *undoStack) ([]lin
 
 // joined configures the guest's side of links whose endpoints are there, and files of containers that are.
 func (c *ctr) joined(ctx context.Context, machine *sandbox.Sandbox, links []link, files []api.ContainerFiles) error {
-	if err := machine.Network(ctx, api.NetworkRequest{Interfaces: interfaces(links), Files: files}); err != nil {
+	if err := machine.Network(ctx, api.NetworkRequest{Interfaces: interfaces(links, c.node.wayOut(links)), Files: files}); err != nil {
 		return fmt.Errorf("configure network of container %s: %w", c.id, err)
 	}
 	c.mu.Lock()
@@ -131,10 +133,6 @@ func (c *ctr) unjoin(links []link) error {
 
 // attach makes one endpoint.
 func (c *ctr) attach(ctx context.Context, rec record, l *link, slot int, nic vm.NIC, published []runspec.Publication) error {
-	n := c.node
-	if n.networks == nil {
-		return unsupported("networks are not there: %v", n.noNetworks)
-	}
 	s := network.EndpointSpec{
 		Network: l.Name, Sandbox: c.id, Container: c.id, Name: rec.Name, Aliases: l.Settings.Aliases, TAP: nic.TAP,
 		MAC: net.HardwareAddr(l.Settings.MacAddress), DNS: rec.HostConfig.DNS,
@@ -143,7 +141,7 @@ func (c *ctr) attach(ctx context.Context, rec record, l *link, slot int, nic vm.
 		s.IPv4, s.IPv6 = ipam.IPv4Address, ipam.IPv6Address
 	}
 	s.Ports = portSpecs(published)
-	e, err := n.networks.Attach(ctx, s)
+	e, err := c.node.networks.Attach(ctx, s)
 	if err != nil {
 		return networkError(err)
 	}
@@ -167,7 +165,7 @@ func portSpecs(published []runspec.Publication) []network.PortSpec {
 func (c *ctr) leave(links []link) error {
 	var errs []error
 	for _, l := range links {
-		if l.Endpoint != nil {
+		if l.Endpoint != nil && c.node.networks != nil {
 			errs = append(errs, c.node.networks.Detach(context.Background(), l.Endpoint.ID))
 		}
 	}
@@ -226,20 +224,10 @@ func (n *Node) wayOut(links []link) int {
 	return best
 }
 
-// interfaces are the guest's side of links that have their endpoints. The default routes are those of the link that
-// network priorities and names pick.
-func interfaces(links []link) []api.Interface {
+// interfaces are the guest's side of links that have their endpoints; the default routes are those of the link at out.
+func interfaces(links []link, out int) []api.Interface {
 	var list []api.Interface
-	way := slices.MinFunc(links, func(a, b link) int {
-		if d := gatewayRank(a) - gatewayRank(b); d != 0 {
-			return d
-		}
-		if d := b.Settings.GwPriority - a.Settings.GwPriority; d != 0 {
-			return d
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
-	for _, l := range links {
+	for at, l := range links {
 		e := l.Endpoint
 		i := api.Interface{
 			Slot: l.Slot, Name: fmt.Sprintf("eth%d", l.Slot), MAC: e.MAC, MTU: e.MTU,
@@ -255,7 +243,7 @@ func interfaces(links []link) []api.Interface {
 			i.Sysctls = append(i.Sysctls, api.Sysctl{Family: "ipv6", Key: "disable_ipv6", Value: "1"})
 		}
 		for _, to := range slices.Sorted(maps.Keys(gateways)) {
-			if g := gateways[to]; g.IsValid() && l.Slot == way.Slot {
+			if g := gateways[to]; g.IsValid() && at == out {
 				i.Routes = append(i.Routes, api.Route{Destination: to, Gateway: g.String()})
 			}
 		}
@@ -268,15 +256,7 @@ func interfaces(links []link) []api.Interface {
 func usualNetwork() api.NetworkRequest {
 	return api.NetworkRequest{Interfaces: interfaces([]link{{Endpoint: &network.Endpoint{
 		MAC: "02:42:c0:00:02:02", MTU: 1500, IPv4: netip.MustParsePrefix("192.0.2.2/24"), Gateway4: netip.MustParseAddr("192.0.2.1"),
-	}}})}
-}
-
-// gatewayRank puts links with a way out before those without.
-func gatewayRank(l link) int {
-	if l.Endpoint.Gateway4.IsValid() || l.Endpoint.Gateway6.IsValid() {
-		return 0
-	}
-	return 1
+	}}}, 0)}
 }
 
 // addressing is how a container with these links is found and finds others.

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/dockerapi"
+	"github.com/cradlevm/cradle/network"
 )
 
 func TestNoneMatches(t *testing.T) {
@@ -32,6 +34,18 @@ func TestNetworkStats(t *testing.T) {
 		t.Errorf("without a network: %v", got)
 	}
 	if got := networkStats(record{Links: []link{{Name: "web"}}}, s)["eth0"]; got.RxBytes != 5 || got.TxBytes != 7 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// The default routes lead through the one link that is the way out.
+func TestInterfaces(t *testing.T) {
+	on := func(gateway string, slot int) link {
+		return link{Slot: slot, Endpoint: &network.Endpoint{MAC: "02:00:00:00:00:01", IPv4: netip.MustParsePrefix("192.0.2.2/24"),
+			Gateway4: netip.MustParseAddr(gateway)}}
+	}
+	got := interfaces([]link{on("192.0.2.1", 2), on("198.51.100.1", 0)}, 1)
+	if len(got) != 2 || len(got[0].Routes) != 0 || len(got[1].Routes) != 1 || got[1].Routes[0].Gateway != "198.51.100.1" || got[0].Name != "eth2" {
 		t.Errorf("%+v", got)
 	}
 }
