@@ -78,6 +78,7 @@ type Node struct {
 	shelf      *shelf
 	events     *eventLog
 	timings    *timings
+	gate       *gate // starts go through it
 	started    time.Time
 
 	// running counts the goroutines that follow VMs; ctx ends them.
@@ -113,7 +114,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{
 		options: o, store: st, scratch: volume.Scratch{Dir: filepath.Join(o.Root, "scratch")},
 		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU(), Filters: runspec.NewFilters()},
-		events:   newEventLog(), timings: newTimings(), started: time.Now(),
+		events:   newEventLog(), timings: newTimings(), gate: newGate(), started: time.Now(),
 		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]struct{}{},
 		leaving: map[*run]struct{}{},
 	}

@@ -67,8 +67,6 @@ func (c *ctr) start(ctx context.Context, restarts int) error {
 		<-run.torn
 	}
 	c.closeDesk()
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
-	defer cancel()
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
 	defer context.AfterFunc(c.node.ctx, func() { abort(errClosing) })()
@@ -76,7 +74,7 @@ func (c *ctr) start(ctx context.Context, restarts int) error {
 	c.abort = abort
 	c.mu.Unlock()
 	err := c.launch(ctx, restarts)
-	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	c.mu.Lock()
@@ -128,6 +126,14 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 		defer n.pool.Begin()()
 	}
 	steps := newPhases()
+	leave, err := n.gate.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	steps.done("queue")
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
 	var undo undoStack
 	defer func() {
 		if err != nil {

@@ -28,7 +28,7 @@ func TestTimings(t *testing.T) {
 			}
 			last = p.End
 		}
-		if s := strings.Join(names, " "); !strings.HasPrefix(s, "request disks boot create exec record") {
+		if s := strings.Join(names, " "); !strings.HasPrefix(s, "queue request disks boot create exec record") {
 			t.Errorf("phases %q", s)
 		}
 		if s := starts[0]; s.Way != wayBoot || s.Size.Memory != 512<<20 || s.Size.CPUs != 1 {
