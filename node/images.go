@@ -307,6 +307,7 @@ func (n *Node) ImageRemove(_ context.Context, ref string, force, _ bool) ([]imag
 	if err != nil {
 		return nil, imageError(err)
 	}
+	n.forgetWarmOfGone()
 	out := []imagetypes.DeleteResponse{}
 	for _, name := range untagged {
 		out = append(out, imagetypes.DeleteResponse{Untagged: name})
@@ -330,11 +331,17 @@ func (n *Node) refuseInUse(ref string, img image.Image, force bool) error {
 		}
 	}
 	byID := strings.HasPrefix(strings.TrimPrefix(img.ID, "sha256:"), strings.TrimPrefix(ref, "sha256:"))
-	if len(users) == 0 || (!byID && len(img.RepoTags) > 1) {
+	if !byID && len(img.RepoTags) > 1 {
 		return nil
 	}
-	sort.Slice(users, func(i, j int) bool { return users[i].isUp() && !users[j].isUp() })
 	short := strings.TrimPrefix(img.ID, "sha256:")[:12]
+	if len(users) == 0 {
+		if force {
+			return nil
+		}
+		return refuseShelved(ref, short, byID, n.snapshotOf(img.ID))
+	}
+	sort.Slice(users, func(i, j int) bool { return users[i].isUp() && !users[j].isUp() })
 	if users[0].isUp() {
 		if byID {
 			return conflict("conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", short, users[0].id[:12])
@@ -351,6 +358,17 @@ func (n *Node) refuseInUse(ref string, img image.Image, force bool) error {
 		return conflict("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s", short, users[0].id[:12])
 	}
 	return conflict("conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s", ref, users[0].id[:12], short)
+}
+
+// refuseShelved says of an image what docker says where a stopped container uses it, of a snapshot; nil when name is empty.
+func refuseShelved(ref, short string, byID bool, name string) error {
+	switch {
+	case name == "":
+		return nil
+	case byID:
+		return conflict("conflict: unable to delete %s (must be forced) - image is being used by snapshot %s", short, name)
+	}
+	return conflict("conflict: unable to remove repository reference %q (must force) - snapshot %s is using its referenced image %s", ref, name, short)
 }
 
 // ImageTag implements dockerapi.Backend.
@@ -378,6 +396,7 @@ func (n *Node) ImagePrune(_ context.Context, filters dockerapi.Filters) (imagety
 	if err != nil {
 		return imagetypes.PruneReport{}, imageError(err)
 	}
+	n.forgetWarmOfGone()
 	report := imagetypes.PruneReport{SpaceReclaimed: uint64(reclaimed)}
 	for _, id := range deleted {
 		if i := slices.IndexFunc(before, func(img image.Image) bool { return img.ID == id }); i >= 0 {

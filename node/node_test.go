@@ -41,7 +41,7 @@ const imageID = "sha256:11111111111111111111111111111111111111111111111111111111
 func (s *images) Get(ref string) (image.Image, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.gone || (ref != "img" && ref != imageID) {
+	if s.gone || (ref != "img" && ref != imageID && ref != "111111111111") {
 		return image.Image{}, fmt.Errorf("%w: %s", image.ErrNotFound, ref)
 	}
 	i := image.Image{ID: imageID, RepoTags: []string{"img:latest"}, Layers: []image.Layer{{DiffID: imageID, Path: "/dev/null"}}}
@@ -60,6 +60,17 @@ func (s *images) Hold(_, owner string) error {
 		s.holds[owner] = true
 	}
 	return s.fail
+}
+
+// Remove deletes the image if force is given, or nobody holds it.
+func (s *images) Remove(ref string, force bool) (untagged, deleted []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.holds) > 0 && !force {
+		return nil, nil, image.ErrInUse
+	}
+	s.gone = true
+	return []string{ref}, []string{imageID}, nil
 }
 
 func (s *images) Release(owner string) error {

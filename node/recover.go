@@ -43,6 +43,10 @@ func (n *Node) recover(ctx context.Context) error {
 	if err := n.sweep(ctx); err != nil {
 		return err
 	}
+	if err := n.holdSnapshots(); err != nil {
+		return err
+	}
+	n.forgetWarmOfGone() // an image may have gone with its last container
 	n.openNetworks(ctx)
 	if err := n.reconcileNetworks(ctx); err != nil { // before the pool, whose interfaces no record names
 		n.options.Log.Error("reconcile networks", "err", err)

@@ -253,7 +253,7 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox)
 	if err != nil {
 		return err
 	}
-	if err := draft.Publish(n.key, warmManifest{savedManifest: m, Key: key}, n.warmth.path(key)); err != nil {
+	if err := draft.Publish(n.key, warmManifest{savedManifest: m, Key: key, Image: s.snapshot().ImageID}, n.warmth.path(key)); err != nil {
 		return err
 	}
 	n.warmth.keep(key, from)

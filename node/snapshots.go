@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/snapshot"
 )
 
@@ -121,15 +123,76 @@ func (n *Node) SnapshotCreate(ctx context.Context, name, of string) (s NamedSnap
 	if m.savedManifest, err = n.write(ctx, from, draft, scratch); err != nil {
 		return s, err
 	}
-	n.shelf.mu.Lock()
-	defer n.shelf.mu.Unlock()
-	if err := n.shelf.room(name); err != nil { // another one was quicker
-		return s, err
-	}
-	if err := draft.Publish(n.key, m, n.shelf.path(name)); err != nil {
+	if err := n.shelve(draft, m); err != nil {
 		return s, err
 	}
 	return n.describe(m), nil
+}
+
+// shelve gives a finished draft its name, and holds the image that what is run from it needs.
+func (n *Node) shelve(draft *snapshot.Draft, m namedManifest) error {
+	n.shelf.mu.Lock()
+	defer n.shelf.mu.Unlock()
+	if err := n.shelf.room(m.Name); err != nil { // another one was quicker
+		return err
+	}
+	if err := draft.Publish(n.key, m, n.shelf.path(m.Name)); err != nil {
+		return err
+	}
+	// A crash may come before the hold: the next daemon makes it (holdSnapshots).
+	if err := n.options.Images.Hold(m.Source.ImageID, shelfOwner(m.Name)); err != nil {
+		return errors.Join(imageError(err), n.unshelve(m.Name))
+	}
+	return nil
+}
+
+// unshelve removes a snapshot. shelf.mu is held. The hold goes first: the next daemon makes it again where a crash comes
+// before the rest, and could not find it afterwards.
+func (n *Node) unshelve(name string) error {
+	if err := n.options.Images.Release(shelfOwner(name)); err != nil {
+		return err
+	}
+	return os.RemoveAll(n.shelf.path(name))
+}
+
+// shelfOwner is who holds a snapshot's image.
+func shelfOwner(name string) string { return "snapshot/" + name }
+
+// holdSnapshots holds the images of all snapshots; of one that is damaged it is held as it was.
+func (n *Node) holdSnapshots() error {
+	n.shelf.mu.RLock()
+	defer n.shelf.mu.RUnlock()
+	for m := range n.manifests() {
+		err := n.options.Images.Hold(m.Source.ImageID, shelfOwner(m.Name))
+		if err != nil && !errors.Is(err, image.ErrNotFound) { // that is told when it is run
+			return fmt.Errorf("hold image of snapshot %s: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
+// manifests are those of the snapshots that are not damaged. shelf.mu is held.
+func (n *Node) manifests() iter.Seq[namedManifest] {
+	return func(yield func(namedManifest) bool) {
+		entries, _ := os.ReadDir(n.shelf.dir) // what can be read
+		for _, e := range entries {
+			if m, err := n.named(e.Name()); err == nil && !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// snapshotOf names a snapshot of a container of this image; empty when there is none.
+func (n *Node) snapshotOf(imageID string) string {
+	n.shelf.mu.RLock()
+	defer n.shelf.mu.RUnlock()
+	for m := range n.manifests() {
+		if m.Source.ImageID == imageID {
+			return m.Name
+		}
+	}
+	return ""
 }
 
 // describe is what is told of a snapshot.
@@ -202,7 +265,7 @@ func (n *Node) SnapshotRemove(_ context.Context, name string) error {
 	if _, err := os.Lstat(n.shelf.path(name)); errors.Is(err, fs.ErrNotExist) {
 		return notFound("No such snapshot: %s", name)
 	}
-	return os.RemoveAll(n.shelf.path(name))
+	return n.unshelve(name)
 }
 
 // SnapshotRun makes a container that goes on from a snapshot, with an identity of its own, and returns its id. It comes

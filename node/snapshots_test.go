@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 
 	"github.com/moby/moby/api/types/container"
+
+	"github.com/cradlevm/cradle/image"
 )
 
 // Containers go on from a snapshot, each as itself, also under another daemon and without the source.
@@ -117,6 +119,7 @@ func TestBadSnapshot(t *testing.T) {
 			os.Rename(h.path("root", "snapshots", "b"), h.path("root", "snapshots", "c"))); err != nil {
 			t.Fatal(err)
 		}
+		h.images.Release(shelfOwner("b")) // whoever renames behind our back has that to do, too
 		before := len(h.all())
 		for _, name := range []string{"a", "c"} {
 			_, err := h.SnapshotRun(ctx, name, "")
@@ -130,6 +133,78 @@ func TestBadSnapshot(t *testing.T) {
 		}
 		if len(h.all()) != before {
 			t.Error("a container is left")
+		}
+	})
+}
+
+// An image that a snapshot is of is not removed but by force, in docker's words for a container that uses it; its hold goes with
+// the snapshot, and comes back where a crash has lost it. What is warm does not keep its image, and goes with it.
+func TestSnapshotKeepsItsImage(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.serving()
+		h.run("warm", "serve", warm(warmAfterLabel, "5s"))
+		h.settled()
+		if len(h.warmImages()) != 1 {
+			t.Fatalf("warm images: %v", h.warmImages())
+		}
+		h.remembering("one", "42")
+		if _, err := h.SnapshotCreate(ctx, "kept", "one"); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"one", "warm"} {
+			if err := h.ContainerRemove(ctx, name, true, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		for ref, want := range map[string]string{
+			"img":          `conflict: unable to remove repository reference "img" (must force) - snapshot kept is using its referenced image 111111111111`,
+			"111111111111": "conflict: unable to delete 111111111111 (must be forced) - image is being used by snapshot kept",
+		} {
+			_, err := h.ImageRemove(ctx, ref, false, false)
+			wantConflict(t, err)
+			if err == nil || err.Error() != want {
+				t.Errorf("%v", err)
+			}
+		}
+		if h.images.held() != 1 {
+			t.Errorf("%d holds", h.images.held())
+		}
+		h.stop()
+		h.images.Release(shelfOwner("kept")) // a crash between the snapshot and its hold
+		h.open()
+		if h.images.held() != 1 {
+			t.Errorf("%d holds, under the next daemon", h.images.held())
+		}
+		if len(h.warmImages()) != 1 {
+			t.Errorf("warm images: %v", h.warmImages())
+		}
+		if err := h.SnapshotRemove(ctx, "kept"); err != nil {
+			t.Fatal(err)
+		}
+		if h.images.held() != 0 {
+			t.Errorf("%d holds, without the snapshot", h.images.held())
+		}
+		if _, err := h.ImageRemove(ctx, "img", false, false); err != nil {
+			t.Error(err)
+		}
+		if len(h.warmImages()) != 0 {
+			t.Errorf("warm images: %v", h.warmImages())
+		}
+	})
+}
+
+// A snapshot whose image goes while it is made is not made.
+func TestSnapshotWithoutImage(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.remembering("one", "42")
+		h.images.fail = image.ErrNotFound
+		_, err := h.SnapshotCreate(context.Background(), "kept", "one")
+		wantNotFound(t, err)
+		h.images.fail = nil
+		if left, err := os.ReadDir(h.path("root", "snapshots")); err != nil || len(left) > 0 {
+			t.Errorf("left: %v, %v", left, err)
 		}
 	})
 }

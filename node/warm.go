@@ -19,6 +19,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 
+	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/sandbox"
 	"github.com/cradlevm/cradle/snapshot"
@@ -44,7 +45,8 @@ const (
 // warmManifest describes a warm image; it is in a directory of its key's name.
 type warmManifest struct {
 	savedManifest
-	Key string `json:"key"`
+	Key   string `json:"key"`
+	Image string `json:"image,omitempty"` // its id: a warm image is of no use without, and does not keep it
 }
 
 // warmth is the warm images that there are. A failed shadow leaves a file KEY.failed, which says why.
@@ -228,6 +230,26 @@ func (w *warmth) evict(key string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// forgetWarmOfGone removes the warm images whose images have been removed.
+func (n *Node) forgetWarmOfGone() {
+	entries, err := os.ReadDir(n.warmth.dir)
+	if err != nil {
+		n.options.Log.Error("list warm images", "err", err)
+	}
+	for _, e := range entries {
+		var m warmManifest
+		if n.key.Verify(n.warmth.path(e.Name()), &m) != nil || m.Image == "" {
+			continue // who starts from it throws it away
+		}
+		if _, err := n.options.Images.Get(m.Image); !errors.Is(err, image.ErrNotFound) {
+			continue
+		}
+		if err := n.warmth.forget(e.Name()); err != nil {
+			n.options.Log.Error("remove warm image", "err", err)
+		}
+	}
 }
 
 // secretName finds names of variables whose values no warm image may hold.
