@@ -83,6 +83,7 @@ func (m *machine) checkpoint(ctx context.Context, soon, still func(context.Conte
 		return nil, 0, err
 	}
 	s.digest = sync.OnceValue(s.sumMemory)
+	s.sealed = sync.OnceValue(func() error { return seal(s.memory) }) // which takes long, and a container may stand still
 	if s.memory, err = memoryFile("cradle-checkpoint"); err != nil {
 		return nil, 0, err
 	}
@@ -97,17 +98,12 @@ func (m *machine) checkpoint(ctx context.Context, soon, still func(context.Conte
 	if s.state, pause, err = m.copyLive(ctx, s.memory, s.size, runs, soon, still); err != nil {
 		return nil, pause, err
 	}
-	return s, pause, seal(s.memory)
+	return s, pause, nil
 }
 
 // copyLive fills the file memory of that size, the same as the guest's. It calls still with the guest stopped, and lets it go
 // on if runs says that it did. soon, when not nil, is called before that, when nearly all memory has come.
 func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, runs bool, soon, still func(context.Context) error) (state []byte, pause time.Duration, err error) {
-	mapped, err := unix.Mmap(int(memory.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return nil, 0, fmt.Errorf("map memory: %w", err)
-	}
-	defer unix.Munmap(mapped)
 	if runs {
 		if err := os.WriteFile(filepath.Join(m.dir, interruptedName), nil, 0o600); err != nil {
 			return nil, 0, err
@@ -135,7 +131,12 @@ func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, run
 		in = d
 		near = func() error {
 			// While nobody reads on, QEMU cannot come to the point where the guest stands still.
-			if err := m.soon(ctx, soon); err != nil {
+			err := m.soon(ctx, soon)
+			if err == nil {
+				// What is left is copied with the guest standing still: each time that it is gone through while it runs takes longer.
+				err = m.boundPause(ctx, pauseMost)
+			}
+			if err != nil {
 				return err
 			}
 			return release()
@@ -144,7 +145,7 @@ func (m *machine) copyLive(ctx context.Context, memory *os.File, size int64, run
 	received := make(chan error, 1)
 	go func() {
 		var err error
-		state, err = splitStream(in, mapped, near)
+		state, err = splitStream(in, memory, size, near)
 		ours.Close() // QEMU fails, if it has more to say
 		received <- err
 	}()
@@ -179,14 +180,11 @@ func (m *machine) migrateTo(ctx context.Context, stream *os.File, once bool) err
 	if err := m.setCapabilities(steps, false); err != nil {
 		return err
 	}
-	bound := func(ctx context.Context, pause int) error {
-		return m.mon.run(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": pause, "max-bandwidth": unbounded})
-	}
 	goal := pauseGoal
 	if once {
 		goal = 0 // the guest does not stand still for as long as there is anything left to copy
 	}
-	if err := bound(steps, goal); err != nil {
+	if err := m.boundPause(steps, goal); err != nil {
 		return err
 	}
 	if err := m.migrate(steps, "migrate", stream); err != nil {
@@ -197,8 +195,13 @@ func (m *machine) migrateTo(ctx context.Context, stream *os.File, once bool) err
 		if passes < maxPasses {
 			return nil
 		}
-		return bound(ctx, pauseMost)
+		return m.boundPause(ctx, pauseMost)
 	})
+}
+
+// boundPause says how long the copying of the rest may take for a migration to come to its end, in milliseconds.
+func (m *machine) boundPause(ctx context.Context, pause int) error {
+	return m.mon.run(ctx, "migrate-set-parameters", map[string]any{"downtime-limit": pause, "max-bandwidth": unbounded})
 }
 
 // back brings the VM back to where it was before a checkpoint, whatever that has come to, and tells how long it stood still.

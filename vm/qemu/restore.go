@@ -89,7 +89,8 @@ func (d *Driver) load(ctx context.Context, dir string) (_ *saved, err error) {
 		return nil, err
 	}
 	if err = copySparse(ctx, s.memory, memory, sum); err == nil {
-		err = seal(s.memory)
+		s.sealed = sync.OnceValue(func() error { return seal(s.memory) })
+		err = s.sealed()
 	}
 	if err != nil {
 		s.memory.Close()

@@ -21,6 +21,7 @@ type saved struct {
 	driver *Driver
 	from   string // where it comes from; for errors
 	memory *os.File
+	sealed func() error // seals memory, once, before anybody else gets it
 	size   int64
 	state  []byte
 	form   []byte // of shape
@@ -91,7 +92,10 @@ func (s *saved) open(c vm.Config, accel string) (*inputs, error) {
 		return nil, err
 	}
 	in := &inputs{kernel: kernel, restore: true}
-	if in.ram, err = duplicate(s.memory); err == nil {
+	if err = s.sealed(); err == nil {
+		in.ram, err = duplicate(s.memory)
+	}
+	if err == nil {
 		err = in.openDevices(c)
 	}
 	if err != nil {

@@ -40,8 +40,9 @@ const (
 // each time that the guest has written to it, and at the end, of the guest that has stopped, all other devices.
 type streamSplitter struct {
 	in     *bufio.Reader
-	memory []byte   // of the guest: zeros before
-	dirty  []uint64 // a bit for each page that has been written to
+	memory io.WriterAt // of the guest: zeros before
+	size   uint64      // of memory, in bytes
+	dirty  []uint64    // a bit for each page that has been written to
 	state  bytes.Buffer
 
 	section  uint32 // the number of the one live section, of memory
@@ -54,11 +55,11 @@ type streamSplitter struct {
 
 var errStream = errors.New("QEMU's stream makes no sense")
 
-// splitStream reads a stream to its end: the guest's memory goes to memory, the rest is returned. near, when not nil, is
-// called once, before the last nearPages (of a small memory, the last half) are read for the first time.
-func splitStream(r io.Reader, memory []byte, near func() error) (state []byte, err error) {
-	pages := int64(len(memory) / pageSize)
-	s := &streamSplitter{in: bufio.NewReaderSize(r, 256<<10), memory: memory, dirty: make([]uint64, pages/64+1)}
+// splitStream reads a stream to its end: the guest's memory, of that many bytes, goes to memory, the rest is returned. near,
+// when not nil, is called once, before the last nearPages (of a small memory, the last half) are read for the first time.
+func splitStream(r io.Reader, memory io.WriterAt, size int64, near func() error) (state []byte, err error) {
+	pages := size / pageSize
+	s := &streamSplitter{in: bufio.NewReaderSize(r, 256<<10), memory: memory, size: uint64(size), dirty: make([]uint64, pages/64+1)}
 	s.near, s.left = near, pages-min(nearPages, pages/2)
 	if err := s.split(); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -220,7 +221,7 @@ func (s *streamSplitter) sizes(total uint64) error {
 		}
 		size := binary.BigEndian.Uint64(b)
 		if path.Base(name) == memoryID {
-			if size != uint64(len(s.memory)) || found {
+			if size != s.size || found {
 				return fmt.Errorf("%w: a memory of %d bytes", errStream, size)
 			}
 			found = true
@@ -238,7 +239,7 @@ func (s *streamSplitter) sizes(total uint64) error {
 
 // page takes a page of the guest's memory.
 func (s *streamSplitter) page(at uint64, zero bool) error {
-	if at >= uint64(len(s.memory)) || uint64(len(s.memory))-at < pageSize {
+	if at >= s.size || s.size-at < pageSize {
 		return fmt.Errorf("%w: a page at %#x", errStream, at)
 	}
 	if s.near != nil {
@@ -249,12 +250,18 @@ func (s *streamSplitter) page(at uint64, zero bool) error {
 			s.near = nil
 		}
 	}
-	page := s.memory[at : at+pageSize]
 	bit := &s.dirty[at/pageSize/64]
 	mask := uint64(1) << (at / pageSize % 64)
 	if !zero {
+		page, err := s.in.Peek(pageSize)
+		if err != nil {
+			return err
+		}
 		*bit |= mask
-		_, err := io.ReadFull(s.in, page)
+		if _, err := s.memory.WriteAt(page, int64(at)); err != nil {
+			return err
+		}
+		_, err = s.in.Discard(pageSize)
 		return err
 	}
 	fill, err := s.in.ReadByte()
@@ -265,9 +272,9 @@ func (s *streamSplitter) page(at uint64, zero bool) error {
 		return fmt.Errorf("%w: a page full of %#x", errStream, fill)
 	}
 	if *bit&mask != 0 { // else nobody has touched it, and it takes no memory
-		clear(page)
+		_, err = s.memory.WriteAt(make([]byte, pageSize), int64(at))
 	}
-	return nil
+	return err
 }
 
 // keep reads n bytes that are kept. What it returns is good until the next call.

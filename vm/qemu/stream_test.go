@@ -9,6 +9,11 @@ import (
 	"testing"
 )
 
+// testMemory is a guest's memory.
+type testMemory []byte
+
+func (m testMemory) WriteAt(b []byte, at int64) (int, error) { return copy(m[at:], b), nil }
+
 // testStream makes a stream of a guest with two pages of memory and a block of another kind.
 type testStream struct{ bytes.Buffer }
 
@@ -62,8 +67,8 @@ func TestSplitStream(t *testing.T) {
 	want.text("\x02").u32(2).page(0, pageWhole, "rom", 'r').foot()
 	in.text("\x03").u32(2).page(0, pageZero|pageContinue, "", 0).foot().text(devices)
 	want.text("\x03").u32(2).foot().text(devices)
-	memory := make([]byte, 2*pageSize)
-	state, err := splitStream(bytes.NewReader(in.Bytes()), memory, nil)
+	memory := make(testMemory, 2*pageSize)
+	state, err := splitStream(bytes.NewReader(in.Bytes()), memory, int64(len(memory)), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +79,7 @@ func TestSplitStream(t *testing.T) {
 		t.Error("the memory is not what came last")
 	}
 	for n := range in.Len() - len(devices) {
-		if _, err := splitStream(bytes.NewReader(in.Bytes()[:n]), make([]byte, 2*pageSize), nil); err == nil {
+		if _, err := splitStream(bytes.NewReader(in.Bytes()[:n]), make(testMemory, 2*pageSize), 2*pageSize, nil); err == nil {
 			t.Fatalf("a stream that ends after %d bytes is whole", n)
 		}
 	}
@@ -88,8 +93,8 @@ func TestSplitStreamNear(t *testing.T) {
 		in.page(i*pageSize, pageWhole, "ram0", byte('a'+i))
 	}
 	in.foot().text("\x02").u32(2).page(0, pageWhole, "ram0", 'e').foot().text("\x03").u32(2).foot().text("devices")
-	memory, calls := make([]byte, 4*pageSize), 0
-	if _, err := splitStream(bytes.NewReader(in.Bytes()), memory, func() error {
+	memory, calls := make(testMemory, 4*pageSize), 0
+	if _, err := splitStream(bytes.NewReader(in.Bytes()), memory, 4*pageSize, func() error {
 		if calls++; memory[0] != 'a' || memory[3*pageSize] != 0 {
 			t.Errorf("called with %q and %q in the first and the last page", memory[0], memory[3*pageSize])
 		}
@@ -98,7 +103,7 @@ func TestSplitStreamNear(t *testing.T) {
 		t.Errorf("%d calls, %v", calls, err)
 	}
 	refuses := errors.New("refused")
-	if _, err := splitStream(bytes.NewReader(in.Bytes()), memory, func() error { return refuses }); !errors.Is(err, refuses) {
+	if _, err := splitStream(bytes.NewReader(in.Bytes()), memory, 4*pageSize, func() error { return refuses }); !errors.Is(err, refuses) {
 		t.Errorf("refused: %v", err)
 	}
 }
@@ -123,7 +128,7 @@ func TestSplitStreamRefuses(t *testing.T) {
 		"no footer":       part().u64(pageEnd).text("\x00").u32(2),
 		"endless blocks":  new(testStream).u32(streamMagic, streamVersion).text("\x01").u32(2).text("\x03ram").u32(0, 4).u64(pageSize | pageSizes).text("\x01x").u64(1 << 60),
 	} {
-		_, err := splitStream(io.MultiReader(bytes.NewReader(s.Bytes()), strings.NewReader(strings.Repeat("\x00", 9000))), make([]byte, 2*pageSize), nil)
+		_, err := splitStream(io.MultiReader(bytes.NewReader(s.Bytes()), strings.NewReader(strings.Repeat("\x00", 9000))), make(testMemory, 2*pageSize), 2*pageSize, nil)
 		if !errors.Is(err, errStream) {
 			t.Errorf("%s: %v, want %v", name, err, errStream)
 		}
@@ -133,12 +138,14 @@ func TestSplitStreamRefuses(t *testing.T) {
 	for s.Len() < maxState+2*pageSize {
 		s.page(0, pageWhole, "rom", 1)
 	}
-	if _, err := splitStream(bytes.NewReader(s.Bytes()), make([]byte, 2*pageSize), nil); !errors.Is(err, errStream) {
+	if _, err := splitStream(bytes.NewReader(s.Bytes()), make(testMemory, 2*pageSize), 2*pageSize, nil); !errors.Is(err, errStream) {
 		t.Errorf("too much beside the memory: %v", err)
 	}
 }
 
 func FuzzSplitStream(f *testing.F) {
 	f.Add(new(testStream).setup(2 * pageSize).text("\x03").u32(2).foot().text("devices").Bytes())
-	f.Fuzz(func(t *testing.T, b []byte) { splitStream(bytes.NewReader(b), make([]byte, 2*pageSize), nil) })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		splitStream(bytes.NewReader(b), make(testMemory, 2*pageSize), 2*pageSize, nil)
+	})
 }
