@@ -80,6 +80,9 @@ type Store interface {
 	// Load reads docker-archive, OCI layout archive (plain, gzip, zstd) and stores every image in it. RepoTags of what it
 	// returns are the archive's alone. ErrInvalid.
 	Load(ctx context.Context, r io.Reader, progress func(Status)) ([]Image, error)
+	// LoadUnnamed is Load of an archive that must be the image id's alone, and takes no name from it: what has one keeps it.
+	// ErrInvalid.
+	LoadUnnamed(ctx context.Context, r io.Reader, id string) (Image, error)
 	// Save writes the images as one archive that is both docker-archive and OCI layout. ErrNotFound.
 	Save(ctx context.Context, refs []string, w io.Writer) error
 	// Push sends the image that ref names to ref's registry and returns the manifest's digest and size. Layers are sent

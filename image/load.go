@@ -16,19 +16,8 @@ import (
 
 // Load implements Store. All images of the archive enter the store, or none.
 func (s *Local) Load(ctx context.Context, r io.Reader, progress func(Status)) ([]Image, error) {
-	rep := newReporter(progress)
-	defer rep.close()
-	lease := s.newLease()
-	defer lease.end()
-	a, err := s.readArchive(ctx, r, lease, rep.report)
+	found, err := s.loadArchive(ctx, r, progress, nil)
 	if err != nil {
-		return nil, err
-	}
-	found, err := a.images()
-	if err != nil {
-		return nil, err
-	}
-	if err := s.commit(found); err != nil {
 		return nil, err
 	}
 	var list []Image
@@ -46,6 +35,43 @@ func (s *Local) Load(ctx context.Context, r io.Reader, progress func(Status)) ([
 		list = append(list, img)
 	}
 	return list, nil
+}
+
+// LoadUnnamed implements Store.
+func (s *Local) LoadUnnamed(ctx context.Context, r io.Reader, id string) (Image, error) {
+	_, err := s.loadArchive(ctx, r, nil, func(found []newImage) error {
+		if len(found) != 1 || found[0].id.String() != id {
+			return faultf(ErrInvalid, "the archive is not that of image %s", shortID(id))
+		}
+		found[0].refs = nil
+		return nil
+	})
+	if err != nil {
+		return Image{}, err
+	}
+	return s.Get(id)
+}
+
+// loadArchive stores the images of an archive that check, when not nil, has nothing against; it may change what it is given.
+func (s *Local) loadArchive(ctx context.Context, r io.Reader, progress func(Status), check func([]newImage) error) ([]newImage, error) {
+	rep := newReporter(progress)
+	defer rep.close()
+	lease := s.newLease()
+	defer lease.end()
+	a, err := s.readArchive(ctx, r, lease, rep.report)
+	if err != nil {
+		return nil, err
+	}
+	found, err := a.images()
+	if err != nil {
+		return nil, err
+	}
+	if check != nil {
+		if err := check(found); err != nil {
+			return nil, err
+		}
+	}
+	return found, s.commit(found)
 }
 
 // savedImage is an element of a docker-archive's manifest.json.

@@ -387,3 +387,36 @@ func TestSkopeo(t *testing.T) {
 		}
 	}
 }
+
+// An archive that is to be one image's gives it no name, and is refused whole if it is another's or has more.
+func TestLoadUnnamed(t *testing.T) {
+	s := openStore(t, Options{})
+	other := must(load(s, dockerArchive(t, "app:1", testImage(t, "other"))))[0]
+	img := testImage(t, "one", "two")
+	archive := dockerArchive(t, "app:1", img)
+	if _, err := s.LoadUnnamed(t.Context(), bytes.NewReader(archive), other.ID); !errors.Is(err, ErrInvalid) {
+		t.Errorf("another's: %v", err)
+	}
+	if list := must(s.List()); len(list) != 1 {
+		t.Errorf("%d images", len(list))
+	}
+	got, err := s.LoadUnnamed(t.Context(), bytes.NewReader(archive), idOf(t, img))
+	if err != nil || got.ID != idOf(t, img) || len(got.RepoTags) > 0 || len(got.Layers) != 2 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if named := must(s.Get("app:1")); named.ID != other.ID {
+		t.Errorf("the name is %s's", named.ID)
+	}
+	if _, err := s.LoadUnnamed(t.Context(), bytes.NewReader(dockerArchive(t, "app:2", testImage(t, "other"))), other.ID); err != nil {
+		t.Error(err) // it is there, and keeps the name it has
+	}
+	if named := must(s.Get("app:1")); named.ID != other.ID {
+		t.Errorf("the name is %s's", named.ID)
+	}
+	both := must(s.List())
+	var saved bytes.Buffer
+	must(0, s.Save(t.Context(), []string{both[0].ID, both[1].ID}, &saved))
+	if _, err := s.LoadUnnamed(t.Context(), &saved, other.ID); !errors.Is(err, ErrInvalid) {
+		t.Errorf("two: %v", err)
+	}
+}

@@ -158,17 +158,30 @@ func (n *Node) write(ctx context.Context, s *savedRun, d *snapshot.Draft, scratc
 	return savedManifest{Form: f, Config: s.config, Guest: s.guest, Digest: s.saved.Digest(), Scratch: sum}, nil
 }
 
+// suits says whether what was saved in m's form can be restored here and now.
+func (n *Node) suits(ctx context.Context, m savedManifest) error {
+	f, err := n.form(ctx)
+	if err != nil {
+		return err
+	}
+	if m.Form != f {
+		return conflict("it was saved with another version of cradle, its guest or the virtual machine monitor (%s, guest %.12s), not the present one (%s, guest %.12s)",
+			m.Form.Monitor, m.Form.Guest, f.Monitor, f.Guest)
+	}
+	return nil
+}
+
 // load reads the saved container that m describes, whose files are in dir and whose disk is at scratch, and checks all of
 // it.
 func (n *Node) load(ctx context.Context, m savedManifest, dir, scratch string) (*savedRun, error) {
-	f, err := n.form(ctx)
-	if err != nil {
+	if err := n.suits(ctx, m); err != nil {
 		return nil, err
 	}
-	if m.Form != f {
-		return nil, conflict("it was saved with another version of cradle, its guest or the virtual machine monitor (%s, guest %.12s), not the present one (%s, guest %.12s)",
-			m.Form.Monitor, m.Form.Guest, f.Monitor, f.Guest)
-	}
+	return n.read(ctx, m, dir, scratch)
+}
+
+// read is load for one who does not want to restore it.
+func (n *Node) read(ctx context.Context, m savedManifest, dir, scratch string) (*savedRun, error) {
 	sum, err := snapshot.Digest(ctx, scratch)
 	if err != nil {
 		return nil, err

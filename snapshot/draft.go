@@ -1,5 +1,5 @@
 // Package snapshot owns the form in which saved machines lie on disk, whatever they are for: the pool's templates,
-// hibernated containers, named snapshots, warm images.
+// hibernated containers, named snapshots, warm images; and in which they travel (ArchiveWriter, ArchiveReader).
 //
 // A snapshot is a directory of files and a manifest beside them. The manifest names the digests of the files and what
 // they can be used with; it is signed with the installation's key. A snapshot comes into being under another name (a

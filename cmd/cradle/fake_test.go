@@ -173,6 +173,21 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusNotFound, "No such image: "+r.URL.Query().Get("image"))
 	case path == "/cradle/v1/summon":
 		_, _ = w.Write(f.Summoned)
+	case path == "/cradle/v1/snapshots/kept/archive":
+		fmt.Fprint(w, "an archive, image="+r.URL.Query().Get("image"))
+	case path == "/cradle/v1/snapshots/torn/archive":
+		fmt.Fprint(w, "half an")
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	case path == "/cradle/v1/snapshots/import" && r.URL.Query().Get("trust") != "true":
+		fail(http.StatusBadRequest, "only with --trust")
+	case path == "/cradle/v1/snapshots/import":
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			fail(http.StatusBadRequest, err.Error())
+			return
+		}
+		answer(map[string]string{"Name": r.URL.Query().Get("name") + " of " + string(body)})
 	case path == "/cradle/v1/starts":
 		answer([]map[string]any{{
 			"container": r.URL.Query().Get("container"), "began": time.Now().Add(-time.Second), "way": "take",

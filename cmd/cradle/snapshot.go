@@ -30,7 +30,7 @@ func newSnapshotCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 		RunE:  command.ShowHelp(docker.Err()),
 	}
 	cmd.AddCommand(newSnapshotCreate(docker, d), newSnapshotRun(docker, d), newSnapshotList(docker, d), newSnapshotInspect(docker, d),
-		newSnapshotRemove(docker, d))
+		newSnapshotRemove(docker, d), newSnapshotExport(docker, d), newSnapshotImport(docker, d))
 	return cmd
 }
 

@@ -35,6 +35,12 @@ func addSnapshotHandlers(mux *http.ServeMux, n *node.Node) {
 		id, err := n.SnapshotRun(r.Context(), r.PathValue("name"), r.URL.Query().Get("name"))
 		answer(w, struct{ ID string }{id}, err)
 	})
+	mux.HandleFunc("GET "+one+"/archive", exportHandler(n))
+	mux.HandleFunc("POST /cradle/v1/snapshots/import", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		s, err := n.SnapshotImport(r.Context(), q.Get("name"), q.Get("trust") == "true", r.Body)
+		answer(w, s, err)
+	})
 	mux.HandleFunc("DELETE "+one, func(w http.ResponseWriter, r *http.Request) {
 		if err := n.SnapshotRemove(r.Context(), r.PathValue("name")); err != nil {
 			dockerapi.WriteError(w, err)
@@ -42,4 +48,23 @@ func addSnapshotHandlers(mux *http.ServeMux, n *node.Node) {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+}
+
+// exportHandler streams a snapshot as an archive; without its image if asked for image=false.
+func exportHandler(n *node.Node) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		begun := false
+		err := n.SnapshotExport(r.Context(), r.PathValue("name"), r.URL.Query().Get("image") != "false", func() {
+			begun = true
+			w.Header().Set("Content-Type", "application/x-tar")
+			w.WriteHeader(http.StatusOK)
+		}, w)
+		switch {
+		case err != nil && !begun:
+			dockerapi.WriteError(w, err)
+		case err != nil:
+			// The answer has begun: breaking it off is the one way left to say that it is not whole.
+			panic(http.ErrAbortHandler)
+		}
+	}
 }
