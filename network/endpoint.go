@@ -20,13 +20,14 @@ type EndpointSpec struct {
 	Container string           // its id, which our resolver knows too
 	Name      string           // the container's, without a slash
 	Aliases   []string         // further names on this network
-	TAP       string           // from MakeTAP; not on another network
+	TAP       string           // from MakeTAP; not on another network; empty where endpoints are streams
 	IPv4      netip.Addr       // a fixed address, or the zero Addr
 	IPv6      netip.Addr       // the same
 	MAC       net.HardwareAddr // a fixed address, or nil
 	DNS       []netip.Addr     // asked in place of the host's resolvers; empty: the host's
 	Ports     []PortSpec       // published; none on an internal network
 	Policy    Policy           // what the guest may send; the zero Policy: all
+	Host      bool             // the guest of a stream may reach the host's own services; one with a TAP never may
 }
 
 // Endpoint is a guest's interface on a network.
@@ -38,7 +39,7 @@ type Endpoint struct {
 	Container   string       `json:"container"`
 	Name        string       `json:"name"`
 	Aliases     []string     `json:"aliases,omitempty"`
-	TAP         string       `json:"tap,omitempty"` // empty: the user network, which is inside the monitor
+	TAP         string       `json:"tap,omitempty"` // empty: a stream, see Plug
 	MAC         string       `json:"mac,omitempty"`
 	MTU         int          `json:"mtu,omitzero"`      // bytes
 	IPv4        netip.Prefix `json:"ipv4,omitzero"`     // with the subnet's length
@@ -49,6 +50,7 @@ type Endpoint struct {
 	DNS         []netip.Addr `json:"dns,omitempty"`
 	Ports       []Port       `json:"ports,omitempty"`
 	Policy      Policy       `json:"policy,omitzero"`
+	Host        bool         `json:"host,omitzero"`
 }
 
 // guarded is what the guard on the endpoint's TAP has to know.
@@ -69,7 +71,7 @@ func (e *Endpoint) guarded(n *Network) (bpf.Endpoint, error) {
 }
 
 // Attach gives a sandbox an interface: leases, ports, guard, bridge, in this order; on error nothing of it is left. On
-// return the TAP is up and the resolver knows the names. ctx bounds the call.
+// return the TAP is up, or Plug is to be called, and the resolver knows the names. ctx bounds the call.
 // Errors: ErrNotFound, ErrInvalid, ErrExists (the container has one on this network, or the TAP is used), ErrExhausted,
 // ErrPortTaken, ErrUnsupported.
 func (n *Networks) Attach(ctx context.Context, s EndpointSpec) (_ Endpoint, err error) {
@@ -98,7 +100,7 @@ func (n *Networks) Attach(ctx context.Context, s EndpointSpec) (_ Endpoint, err 
 		}
 	}()
 	e := &Endpoint{ID: randomID(), Network: net.ID, NetworkName: net.Name, Sandbox: s.Sandbox, Container: s.Container, Name: s.Name,
-		Aliases: slices.Clone(s.Aliases), TAP: s.TAP, MTU: net.MTU, DNS: slices.Clone(s.DNS), Policy: s.Policy}
+		Aliases: slices.Clone(s.Aliases), TAP: s.TAP, MTU: net.MTU, DNS: slices.Clone(s.DNS), Policy: s.Policy, Host: s.Host}
 	if err := net.lease(e, s); err != nil {
 		return Endpoint{}, err
 	}
@@ -115,12 +117,12 @@ func (n *Networks) Attach(ctx context.Context, s EndpointSpec) (_ Endpoint, err 
 		return Endpoint{}, err
 	}
 	undo.add(func() error { return n.store.removeEndpoint(e.ID) })
-	if err := n.firewall.addPorts(portElements(e)); err != nil {
+	if err := n.path.addPorts(e); err != nil {
 		return Endpoint{}, err
 	}
-	undo.add(func() error { return n.firewall.removePorts(portElements(e)) })
-	undo.add(func() error { return n.links.disconnect(e.TAP) })
-	if err := n.links.connect(&net.Network, e); err != nil {
+	undo.add(func() error { n.path.removePorts(e); return nil })
+	undo.add(func() error { return n.path.disconnect(e) })
+	if err := n.path.connect(net, e); err != nil {
 		return Endpoint{}, err
 	}
 	n.endpoints[e.ID] = e
@@ -129,14 +131,14 @@ func (n *Networks) Attach(ctx context.Context, s EndpointSpec) (_ Endpoint, err 
 }
 
 func (n *Networks) checkEndpoint(net *network, s EndpointSpec) error {
-	if s.TAP == "" || s.Sandbox == "" || s.Container == "" {
-		return fail(ErrInvalid, "an endpoint needs a TAP, a sandbox and a container")
+	if (s.TAP == "") != n.Streams() || s.Sandbox == "" || s.Container == "" {
+		return fail(ErrInvalid, "an endpoint needs a TAP, if it is no stream, a sandbox and a container")
 	}
 	for _, e := range n.endpoints {
 		if e.Network == net.ID && e.Container == s.Container {
 			return fail(ErrExists, "endpoint with name %s already exists in network %s", s.Name, net.Name)
 		}
-		if e.TAP == s.TAP {
+		if s.TAP != "" && e.TAP == s.TAP {
 			return fail(ErrExists, "interface %s is on network %s already", s.TAP, e.NetworkName)
 		}
 	}
@@ -236,12 +238,9 @@ func (n *Networks) Detach(ctx context.Context, id string) error {
 
 func (n *Networks) detach(e *Endpoint) error {
 	n.names.remove(e)
-	errs := []error{n.links.disconnect(e.TAP), n.firewall.removePorts(portElements(e)), n.ports.close(e.ID)}
-	if e.Ports != nil && errs[1] != nil { // elements that are not there: the table was flushed
-		errs[1] = nil
-		n.poke()
-	}
-	if err := errors.Join(errs...); err != nil {
+	err := n.path.disconnect(e)
+	n.path.removePorts(e)
+	if err := errors.Join(err, n.ports.close(e.ID)); err != nil {
 		return fmt.Errorf("detach %s from %s: %w", e.Name, e.NetworkName, err)
 	}
 	if err := n.store.removeEndpoint(e.ID); err != nil {

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 	"os"
@@ -149,40 +148,6 @@ func TestStore(t *testing.T) {
 	}
 	if _, err := s.networks(); err == nil {
 		t.Error("a later version is read")
-	}
-}
-
-// TestRootless: an ordinary user has the network that needs nothing of the host.
-func TestRootless(t *testing.T) {
-	ctx := context.Background()
-	n, err := Open(ctx, Options{Dir: t.TempDir(), Rootless: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer n.Close()
-	if l := n.List(); len(l) != 1 || l[0].Name != None {
-		t.Errorf("%v", l)
-	}
-	e, err := n.Attach(ctx, EndpointSpec{Network: None, Container: "c", Sandbox: "s"})
-	if err != nil || e.IPv4.IsValid() || e.TAP != "" {
-		t.Errorf("%+v, %v", e, err)
-	}
-	if err := n.Detach(ctx, e.ID); err != nil {
-		t.Error(err)
-	}
-	_, tap := n.MakeTAP(ctx)
-	_, create := n.Create(ctx, Spec{Name: "x"})
-	_, bridge := n.Get(Default)
-	for _, err := range []error{tap, create, bridge} {
-		if !errors.Is(err, ErrUnsupported) {
-			t.Errorf("%v", err)
-		}
-	}
-	if _, err := n.Reconcile(ctx, Live{}); err != nil {
-		t.Error(err)
-	}
-	if err := errors.Join(n.Reset(ctx), n.RemoveTAP(ctx, "x")); err != nil {
-		t.Error(err)
 	}
 }
 

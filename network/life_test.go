@@ -323,7 +323,7 @@ func TestCrashes(t *testing.T) {
 	kept, ek := h.guest(EndpointSpec{Network: "n", Name: "kept", Ports: []PortSpec{{Protocol: "tcp", Host: 8080, Container: 7}}})
 	listen(t, kept, "kept")
 	crashed := func() { // what a process loses
-		h.Networks.stopWatching()
+		h.kernel.stopWatching()
 		h.Networks.mu.Lock()
 		for _, net := range h.Networks.networks {
 			net.silence()

@@ -3,19 +3,19 @@
 //
 // # What a guest meets
 //
-// A guest's frames reach a TAP. The program on it (package bpf) drops what does not come from the MAC and addresses of the
-// endpoint; the bridge behind it learns nothing and floods nothing; the firewall keeps networks apart, the host closed and the
-// metadata range out of reach. The resolver at the gateway answers for the names of the networks that the asker is on.
+// A root daemon's guest sends its frames to a TAP. The program on it (package bpf) drops what does not come from the MAC and
+// addresses of the endpoint; the bridge behind it learns nothing and floods nothing; the firewall keeps networks apart, the
+// host closed and the metadata range out of reach. The resolver at the gateway answers for the names of the networks that
+// the asker is on.
+//
+// An ordinary user's daemon has no say in the kernel's network. Its guests' frames are a stream each, which ends in a stack of
+// the daemon's own (package user): that is the switch, the guard, the gateway, the resolver, and what opens ordinary sockets
+// for them. What the two differ in is a datapath; leases, names, ports and the store are the same.
 //
 // # Whose is what
 //
 // Several daemons may share a host's network namespace. What belongs to one state directory carries its mark: TAPs and
 // bridges in their names or aliases, the nftables table in its name.
-//
-// # Without root
-//
-// Open then returns Networks that know only None. (Package user is to be what bridges and TAPs are for root; nothing here
-// uses it yet.)
 package network
 
 import (
@@ -37,6 +37,7 @@ import (
 
 	"github.com/cradlevm/cradle/network/bpf"
 	"github.com/cradlevm/cradle/network/dns"
+	"github.com/cradlevm/cradle/network/user"
 )
 
 // Options of Open.
@@ -45,7 +46,7 @@ type Options struct {
 	Log        *slog.Logger     // nil: nothing is logged
 	Pools      []Pool           // of IPv4, for networks without a subnet of their own; nil: DefaultPools
 	Upstreams  []netip.AddrPort // resolvers to forward to; nil: the host's /etc/resolv.conf
-	Rootless   bool             // only None, whoever we are
+	Streams    bool             // endpoints are streams, as an ordinary user's always are
 	ResolvConf string           // empty: /etc/resolv.conf
 	SpareTAPs  int              // made before they are asked for; at most 32 are kept in any case
 }
@@ -57,9 +58,7 @@ type Networks struct {
 	tag      string // four digits of the directory's hash
 	pools    []Pool
 	store    *store
-	links    *links
-	firewall *firewall
-	spares   *spares
+	path     datapath
 	ports    *ports
 	names    *names
 	resolver dns.Options
@@ -67,14 +66,14 @@ type Networks struct {
 	mu        sync.Mutex
 	networks  map[string]*network  // by id
 	endpoints map[string]*Endpoint // by id
-	watching  *watch
 }
 
 // network is a Network and what this process keeps of it.
 type network struct {
 	Network
-	leases  []*leases // of Subnets, in their order
-	servers []*dns.Server
+	leases  []*leases     // of Subnets, in their order
+	servers []*dns.Server // the kernel's networks
+	stack   *user.Network // of those made of streams
 }
 
 // Open reads the state and takes over what an earlier process has left: guards go on, leases are as they were, resolvers and
@@ -95,10 +94,17 @@ func Open(ctx context.Context, o Options) (*Networks, error) {
 	n.pools = append(slices.Clone(n.pools), localPool(seed(o.Dir)))
 	n.resolver = dns.Options{Log: n.log, Upstreams: o.Upstreams, ResolvConf: o.ResolvConf}
 	n.predefine()
-	if o.Rootless || os.Geteuid() != 0 {
-		return n, nil
+	var err error
+	if n.store, err = openStore(n.dir); err != nil {
+		return nil, err
 	}
-	if err := n.open(o.SpareTAPs); err != nil {
+	if o.Streams || os.Geteuid() != 0 {
+		n.path = newStreams(n)
+	} else if n.path, err = newKernel(n, o.SpareTAPs); err != nil {
+		return nil, err
+	}
+	n.ports = newPorts(n.log, n.path.dialer)
+	if err := n.load(); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -121,26 +127,8 @@ func (n *Networks) fixedID(name string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func (n *Networks) open(ahead int) error {
-	var err error
-	if n.store, err = openStore(n.dir); err != nil {
-		return err
-	}
-	n.links = &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}
-	n.firewall = &firewall{"cradle-" + n.tag}
-	n.spares = &spares{links: n.links, log: n.log, ahead: min(ahead, maxFree)}
-	n.ports = newPorts(n.log)
-	taps, err := n.links.taps()
-	if err != nil {
-		return err
-	}
-	var indexes []int
-	for _, t := range taps {
-		indexes = append(indexes, t.Attrs().Index)
-	}
-	if n.links.guards, err = bpf.Adopt(indexes); err != nil {
-		return err
-	}
+// load reads the store.
+func (n *Networks) load() error {
 	f, err := n.store.networks()
 	if err != nil {
 		return err
@@ -196,47 +184,16 @@ func (n *Networks) take(e *Endpoint) error {
 	return nil
 }
 
-// Close ends resolvers, listeners and the watch. What guests need stays in the kernel. When there are no endpoints, the host
-// is as it was before Open, but for its forwarding of packets, which somebody else may rely on by now: bridges and firewall
-// are made again by the next Reconcile.
+// Close ends resolvers, listeners, and what else of the networks lives in this process. What guests on TAPs need stays in the
+// kernel. When there are no endpoints, the host is as it was before Open, but for its forwarding of packets, which somebody
+// else may rely on by now: bridges and firewall are made again by the next Reconcile.
 func (n *Networks) Close() error {
-	n.stopWatching()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	var errs []error
-	if n.store != nil {
-		var r Report
-		errs = append(errs, n.removeTAPs(n.spares.close(), &r))
-		if len(n.endpoints) == 0 {
-			errs = append(errs, n.moveOut())
-		}
-	}
-	for _, net := range n.networks {
-		errs = append(errs, net.silence())
-	}
-	if n.ports != nil {
-		errs = append(errs, n.ports.closeAll(), n.links.guards.Close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(n.path.close(), n.ports.closeAll())
 }
 
-// moveOut removes what networks without endpoints have on the host. The store keeps them.
-func (n *Networks) moveOut() error {
-	var errs []error
-	for _, net := range n.networks {
-		if len(net.Subnets) > 0 {
-			errs = append(errs, net.silence(), n.links.removeBridge(net.Bridge))
-		}
-	}
-	return errors.Join(append(errs, n.firewall.remove())...)
-}
-
-// Create makes a network and its bridge. Errors: ErrInvalid, ErrExists, ErrInUse (a predefined name), ErrExhausted,
+// Create makes a network. Errors: ErrInvalid, ErrExists, ErrInUse (a predefined name), ErrExhausted,
 // ErrUnsupported.
 func (n *Networks) Create(ctx context.Context, s Spec) (Network, error) {
-	if n.store == nil {
-		return Network{}, fail(ErrUnsupported, "networks need root: the daemon runs as an ordinary user")
-	}
 	if err := s.check(); err != nil {
 		return Network{}, err
 	}
@@ -261,12 +218,12 @@ func (n *Networks) Create(ctx context.Context, s Spec) (Network, error) {
 	k := n.put(net)
 	if err := n.realize(k); err != nil {
 		delete(n.networks, net.ID)
-		return Network{}, errors.Join(err, n.links.removeBridge(net.Bridge))
+		return Network{}, errors.Join(err, n.path.dismantle(k))
 	}
 	return net, nil
 }
 
-// complete fills in what the user left open: subnets, gateways, the bridge's name, the MTU.
+// complete fills in what the user left open: subnets, gateways, the MTU, and what the datapath has to add.
 func (n *Networks) complete(net *Network, given []Subnet) error {
 	taken, err := n.taken()
 	if err != nil {
@@ -283,14 +240,11 @@ func (n *Networks) complete(net *Network, given []Subnet) error {
 		}
 		net.Subnets = append(net.Subnets, sub)
 	}
-	if net.Bridge == "" {
-		net.Bridge = "cr" + n.tag + "-" + net.ID[:8]
-	}
 	net.MTU = hostMTU()
 	if m, err := strconv.Atoi(net.Options[OptionMTU]); err == nil {
 		net.MTU = m
 	}
-	return nil
+	return n.path.adapt(net)
 }
 
 // taken are the subnets that no new one may overlap with: networks' first, then the host's own ways.
@@ -340,28 +294,17 @@ func (n *Networks) choose(v4 bool, given []Subnet, taken struct{ ours, host []ne
 	return sub, nil
 }
 
-// realize makes what a new network needs on the host, and then keeps it. The store comes last but for the resolver: a crash
-// before leaves only what Reconcile removes.
+// realize makes what a new network needs, and then keeps it. The store comes last: a crash before leaves only what Reconcile
+// removes.
 func (n *Networks) realize(net *network) error {
 	net.leases = nil
 	for i := range net.Subnets {
 		net.leases = append(net.leases, newLeases(&net.Subnets[i]))
 	}
-	if err := n.links.ensureBridge(&net.Network); err != nil {
+	if err := n.path.ensure(net); err != nil {
 		return err
 	}
-	if !net.Internal {
-		if err := forward(net.IPv6); err != nil {
-			return err
-		}
-	}
-	if err := n.firewall.replace(n.hostState()); err != nil {
-		return err
-	}
-	if err := n.save(); err != nil {
-		return err
-	}
-	return n.serve(net)
+	return n.save()
 }
 
 // ready makes the default network when it is first used.
@@ -371,18 +314,15 @@ func (n *Networks) ready(net *network) error {
 	}
 	made := net.Network
 	made.Created = time.Now().UTC()
-	if !linkExists("cradle0") {
-		made.Bridge = "cradle0" // unless another daemon has it
-	}
 	if err := n.complete(&made, nil); err != nil {
 		return err
 	}
 	old := net.Network
 	net.Network = made
 	if err := n.realize(net); err != nil {
-		err = errors.Join(err, n.links.removeBridge(made.Bridge))
-		net.Network, net.leases = old, nil
-		return err
+		failed := *net
+		*net = network{Network: old}
+		return errors.Join(err, n.path.dismantle(&failed))
 	}
 	return nil
 }
@@ -397,20 +337,6 @@ func (n *Networks) save() error {
 	}
 	slices.SortFunc(f.Networks, func(a, b Network) int { return strings.Compare(a.ID, b.ID) })
 	return n.store.putNetworks(f)
-}
-
-// hostState is what the firewall has to know.
-func (n *Networks) hostState() hostState {
-	var h hostState
-	for _, net := range n.networks {
-		if len(net.Subnets) > 0 {
-			h.networks = append(h.networks, net.Network)
-		}
-	}
-	for _, e := range n.endpoints {
-		h.ports = append(h.ports, portElements(e)...)
-	}
-	return h
 }
 
 // List returns all networks, by name.
@@ -454,8 +380,6 @@ func (n *Networks) find(ref string) (*network, error) {
 		return found[0], nil
 	case len(found) > 1:
 		return nil, fail(ErrInvalid, "network %s is ambiguous (%d matches found on ID prefix)", ref, len(found))
-	case ref == Default && n.store == nil:
-		return nil, fail(ErrUnsupported, "networks need root: the daemon runs as an ordinary user")
 	}
 	return nil, fail(ErrNotFound, "network %s not found", ref)
 }
@@ -490,7 +414,7 @@ func (n *Networks) remove(net *network) error {
 		n.networks[net.ID] = net
 		return err
 	}
-	return errors.Join(net.silence(), n.links.removeBridge(net.Bridge), n.firewall.replace(n.hostState()))
+	return n.path.dismantle(net)
 }
 
 // Prune removes the networks that nobody uses and pick agrees to (nil: all of them), and returns their names.
@@ -515,54 +439,14 @@ func (n *Networks) Prune(ctx context.Context, pick func(Network) bool) ([]string
 	return gone, nil
 }
 
-// MakeTAP makes a TAP that passes nothing yet, for Attach. It is persistent, made with IFF_VNET_HDR, and stays until
-// RemoveTAP, or until Reconcile is not told of it. ErrUnsupported as an ordinary user.
-func (n *Networks) MakeTAP(ctx context.Context) (string, error) {
-	if n.store == nil {
-		return "", fail(ErrUnsupported, "TAP devices need root: the daemon runs as an ordinary user")
-	}
-	if err := ctx.Err(); err != nil {
-		return "", err
-	}
-	if name, ok := n.spares.take(); ok {
-		return name, nil
-	}
-	return n.links.makeTAP()
-}
-
-// RemoveTAP takes a TAP back whose machine has gone, and the endpoint that has it. No interface has the name from then on or
-// soon after: the TAP is cleaned for another machine, which knows it by another name, or removed. Idempotent.
-func (n *Networks) RemoveTAP(ctx context.Context, name string) error {
-	if n.store == nil {
-		return nil
-	}
-	if !strings.HasPrefix(name, n.links.tapPrefix) {
-		return fail(ErrInvalid, "%s is not one of our TAPs", name)
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, e := range n.endpoints {
-		if e.TAP == name {
-			if err := n.detach(e); err != nil {
-				return err
-			}
-		}
-	}
-	if err := n.links.disconnect(name); err != nil {
-		return err
-	}
-	n.spares.put(name)
-	return nil
-}
-
 // Counters of an endpoint: what its guest has sent and what has reached it, and what was dropped of both and why.
 // ErrNotFound, ErrLost.
 func (n *Networks) Counters(endpoint string) (from, to bpf.Counters, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	_, index, err := n.tapOf(endpoint)
-	if err != nil {
-		return from, to, err
+	e := n.endpoints[endpoint]
+	if e == nil {
+		return from, to, fail(ErrNotFound, "endpoint %s not found", endpoint)
 	}
-	return n.links.guards.Counters(index)
+	return n.path.counters(e)
 }

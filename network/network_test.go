@@ -23,7 +23,7 @@ import (
 
 // house is Networks in a test's namespace, and the guests on them.
 type house struct {
-	*Networks
+	*kernel
 	t   testing.TB
 	dir string
 }
@@ -47,7 +47,7 @@ func (h *house) open() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.Networks = n
+	h.kernel = n.path.(*kernel)
 }
 
 // reopen is what a new daemon does after the old one has gone.

@@ -128,14 +128,18 @@ func (p Policy) namesOf(name string) []NameRule {
 }
 
 // SetPolicy changes an endpoint's policy; it is in force on return, for conversations that have begun too.
-// Errors: ErrNotFound, ErrInvalid, ErrLost.
+// Errors: ErrNotFound, ErrInvalid, ErrLost; ErrUnsupported where endpoints are streams.
 func (n *Networks) SetPolicy(ctx context.Context, endpoint string, p Policy) error {
 	if err := p.Check(); err != nil {
 		return err
 	}
+	k, ok := n.path.(*kernel)
+	if !ok {
+		return errNoPolicies()
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	e, index, err := n.tapOf(endpoint)
+	e, index, err := k.tapOf(endpoint)
 	if err != nil {
 		return err
 	}
@@ -146,11 +150,11 @@ func (n *Networks) SetPolicy(ctx context.Context, endpoint string, p Policy) err
 		return err
 	}
 	n.names.put(e)
-	return n.links.assign(&n.networks[e.Network].Network, e, index)
+	return k.links.assign(&n.networks[e.Network].Network, e, index)
 }
 
 // tapOf finds an endpoint and the index of its interface.
-func (n *Networks) tapOf(endpoint string) (*Endpoint, int, error) {
+func (n *kernel) tapOf(endpoint string) (*Endpoint, int, error) {
 	e := n.endpoints[endpoint]
 	if e == nil {
 		return nil, 0, fail(ErrNotFound, "endpoint %s not found", endpoint)
@@ -169,7 +173,7 @@ func (n *Networks) tapOf(endpoint string) (*Endpoint, int, error) {
 const maxOpened = 1024
 
 // opened lets a guest reach what the resolver is about to answer.
-func (n *Networks) opened(endpoint, tap string, rules []NameRule, addresses []netip.Addr, ttl time.Duration) {
+func (n *kernel) opened(endpoint, tap string, rules []NameRule, addresses []netip.Addr, ttl time.Duration) {
 	link, err := netlink.LinkByName(tap)
 	if err != nil {
 		return

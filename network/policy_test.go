@@ -35,9 +35,11 @@ func TestEgressPolicy(t *testing.T) {
 	go server.ActivateAndServe()
 	t.Cleanup(func() { server.Shutdown() })
 	h := &house{t: t, dir: t.TempDir()}
-	if h.Networks, err = Open(context.Background(), Options{Dir: h.dir, Upstreams: []netip.AddrPort{c.LocalAddr().(*net.UDPAddr).AddrPort()}}); err != nil {
+	n, err := Open(context.Background(), Options{Dir: h.dir, Upstreams: []netip.AddrPort{c.LocalAddr().(*net.UDPAddr).AddrPort()}})
+	if err != nil {
 		t.Fatal(err)
 	}
+	h.kernel = n.path.(*kernel)
 	t.Cleanup(func() { h.Reset(context.Background()); h.Close() })
 	h.create(Spec{Name: "n"})
 	a, ea := h.guest(EndpointSpec{Network: "n", Name: "a", Ports: []PortSpec{{Protocol: "tcp", Host: 8080, Container: 7}},

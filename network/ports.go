@@ -52,18 +52,19 @@ func portElements(e *Endpoint) []portElement {
 	return all
 }
 
-// ports holds the listeners of published ports. A listener takes the port, so that nobody else can have it, and carries what
-// the firewall does not: connections from the host's loopback, and from IPv6 to guests that have none. All others pass
-// it by, in the kernel, and so go on when the daemon has gone.
+// ports holds the listeners of published ports. A listener takes the port, so that nobody else can have it. To endpoints that are
+// streams it carries everything; to those with a TAP what the firewall does not: connections from the host's loopback, and from
+// IPv6 to guests that have none. All others pass it by, in the kernel, and so go on when the daemon has gone.
 type ports struct {
-	log *slog.Logger
+	log    *slog.Logger
+	dialer func(*Endpoint) dialFunc
 
 	mu        sync.Mutex
 	listening map[string][]*proxy // by endpoint
 }
 
-func newPorts(log *slog.Logger) *ports {
-	return &ports{log: log, listening: map[string][]*proxy{}}
+func newPorts(log *slog.Logger, dialer func(*Endpoint) dialFunc) *ports {
+	return &ports{log: log, dialer: dialer, listening: map[string][]*proxy{}}
 }
 
 // open takes the ports that an endpoint asks for; on error none. hostIP is where they are when they do not say.
@@ -121,6 +122,9 @@ func (p *ports) openOne(e *Endpoint, s PortSpec) ([]*proxy, error) {
 		if err == nil {
 			return list, nil
 		}
+		if errors.Is(err, unix.EACCES) {
+			return nil, fail(ErrUnsupported, "publish port %d/%s: port %d of the host is for root only; sysctl net.ipv4.ip_unprivileged_port_start tells from which port on they are for all", s.Container, s.Protocol, s.Host)
+		}
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return nil, fmt.Errorf("publish port %d/%s: %w", s.Container, s.Protocol, err)
 		}
@@ -139,7 +143,7 @@ func (p *ports) openOne(e *Endpoint, s PortSpec) ([]*proxy, error) {
 func (p *ports) listen(e *Endpoint, s PortSpec, addresses []netip.Addr, host uint16) ([]*proxy, error) {
 	var list []*proxy
 	for _, a := range addresses {
-		x, err := newProxy(p.log, e, Port{s.Protocol, a, host, s.Container})
+		x, err := newProxy(p.log, p.dialer(e), e, Port{s.Protocol, a, host, s.Container})
 		if err != nil {
 			return nil, errors.Join(err, closeProxies(list))
 		}
@@ -159,7 +163,7 @@ func (p *ports) resume(e *Endpoint) error {
 	}
 	var errs []error
 	for _, port := range e.Ports {
-		x, err := newProxy(p.log, e, port)
+		x, err := newProxy(p.log, p.dialer(e), e, port)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("listen at %s again: %w", port.addr(), err))
 			continue
@@ -195,6 +199,20 @@ func closeProxies(list []*proxy) error {
 		errs = append(errs, x.close())
 	}
 	return errors.Join(errs...)
+}
+
+// published tells whether connections to an address of the host's come to a listener of ours, not counting loopback.
+func (p *ports) published(protocol string, at netip.AddrPort) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, list := range p.listening {
+		for _, x := range list {
+			if x.port.Protocol == protocol && x.port.Host == at.Port() && (x.port.HostIP == at.Addr() || x.port.HostIP == netip.IPv4Unspecified()) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // listenConfig keeps IPv6 sockets from taking IPv4's port too, and lets a published address be one that comes later.

@@ -22,6 +22,7 @@ const (
 // proxy carries connections to a published port into a guest.
 type proxy struct {
 	log    *slog.Logger
+	dial   dialFunc
 	port   Port
 	target string
 
@@ -35,12 +36,12 @@ type proxy struct {
 	conversations map[netip.AddrPort]net.Conn
 }
 
-func newProxy(log *slog.Logger, e *Endpoint, p Port) (*proxy, error) {
+func newProxy(log *slog.Logger, dial dialFunc, e *Endpoint, p Port) (*proxy, error) {
 	guest := e.IPv4
 	if p.HostIP.Is6() && e.IPv6.IsValid() {
 		guest = e.IPv6
 	}
-	x := &proxy{log: log, port: p, target: netip.AddrPortFrom(guest.Addr(), p.Container).String(), conversations: map[netip.AddrPort]net.Conn{}}
+	x := &proxy{log: log, dial: dial, port: p, target: netip.AddrPortFrom(guest.Addr(), p.Container).String(), conversations: map[netip.AddrPort]net.Conn{}}
 	x.ctx, x.stop = context.WithCancel(context.Background())
 	var err error
 	if x.listener, x.packets, err = listenAt(x.ctx, p); err != nil {
@@ -105,8 +106,9 @@ func (x *proxy) serveTCP() {
 // carry copies both ways; one side's end is told to the other.
 func (x *proxy) carry(client net.Conn) {
 	defer client.Close()
-	d := net.Dialer{Timeout: dialTimeout}
-	guest, err := d.DialContext(x.ctx, "tcp", x.target)
+	ctx, cancel := context.WithTimeout(x.ctx, dialTimeout)
+	guest, err := x.dial(ctx, "tcp", x.target)
+	cancel()
 	if err != nil {
 		if tcp, ok := client.(*net.TCPConn); ok {
 			tcp.SetLinger(0) // refused, as it would have been in the kernel
@@ -119,7 +121,7 @@ func (x *proxy) carry(client net.Conn) {
 	var both sync.WaitGroup
 	oneWay := func(to, from net.Conn) {
 		io.Copy(to, from) // an end is an end
-		to.(*net.TCPConn).CloseWrite()
+		to.(interface{ CloseWrite() error }).CloseWrite()
 	}
 	both.Go(func() { oneWay(guest, client) })
 	both.Go(func() { oneWay(client, guest) })
@@ -154,7 +156,7 @@ func (x *proxy) conversation(socket *net.UDPConn, from netip.AddrPort) net.Conn 
 	if len(x.conversations) >= maxProxied || x.ctx.Err() != nil {
 		return nil
 	}
-	c, err := net.Dial("udp", x.target)
+	c, err := x.dial(x.ctx, "udp", x.target)
 	if err != nil {
 		return nil
 	}

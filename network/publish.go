@@ -53,15 +53,13 @@ func (n *Networks) publish(e *Endpoint, specs []PortSpec) error {
 	if err := n.store.putEndpoint(*e); err != nil {
 		return err
 	}
-	return n.firewall.addPorts(portElements(e))
+	return n.path.addPorts(e)
 }
 
 // unpublish takes an endpoint's ports away. The store has them still: what Reconcile would make of it is what was asked for
 // last.
 func (n *Networks) unpublish(e *Endpoint) error {
-	if err := n.firewall.removePorts(portElements(e)); err != nil { // elements that are not there: the table was flushed
-		n.poke()
-	}
+	n.path.removePorts(e)
 	if err := n.ports.close(e.ID); err != nil {
 		return fmt.Errorf("take ports of %s back: %w", e.Name, err)
 	}

@@ -29,25 +29,41 @@ type Report struct {
 
 // Reconcile makes the host agree with what lives: endpoints, TAPs, bridges and rules of nobody are removed; bridges, rules,
 // guards, resolvers and listeners that a live endpoint misses are made again. Call it after Open, and whenever in doubt;
-// from the first call on, a watch does the latter part by itself when somebody changes interfaces or rules. As an
-// ordinary user it does nothing.
+// from the first call on, a watch does the latter part by itself when somebody changes interfaces or rules. Endpoints that are
+// streams need their Plug then.
 func (n *Networks) Reconcile(ctx context.Context, live Live) (Report, error) {
-	var r Report
-	if n.store == nil {
-		return r, nil
-	}
+	var (
+		r    Report
+		errs []error
+	)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	errs := []error{n.removeDead(live, &r), n.repair(&r, true)}
-	n.startWatching()
+	for _, e := range n.endpoints {
+		if slices.Contains(live.Sandboxes, e.Sandbox) {
+			continue
+		}
+		if err := n.detach(e); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.Removed = append(r.Removed, "endpoint "+e.ID)
+	}
+	errs = append(errs, n.path.reconcile(live.TAPs, &r))
 	return r, errors.Join(errs...)
 }
 
-// removeDead removes what nobody owns.
-func (n *Networks) removeDead(live Live, r *Report) error {
+// reconcile implements datapath.
+func (n *kernel) reconcile(taps []string, r *Report) error {
+	err := errors.Join(n.removeDead(taps, r), n.repair(r, true))
+	n.startWatching()
+	return err
+}
+
+// removeDead removes the interfaces that nobody owns, but for some TAPs.
+func (n *kernel) removeDead(live []string, r *Report) error {
 	var errs []error
 	keep := map[string]bool{}
-	for _, t := range live.TAPs {
+	for _, t := range live {
 		keep[t] = true
 	}
 	spare, release := n.spares.hold()
@@ -56,15 +72,7 @@ func (n *Networks) removeDead(live Live, r *Report) error {
 		keep[t] = true
 	}
 	for _, e := range n.endpoints {
-		if slices.Contains(live.Sandboxes, e.Sandbox) {
-			keep[e.TAP] = true
-			continue
-		}
-		if err := n.detach(e); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		r.Removed = append(r.Removed, "endpoint "+e.ID)
+		keep[e.TAP] = true
 	}
 	taps, err := n.links.taps()
 	if err != nil {
@@ -104,7 +112,7 @@ func (n *Networks) removeDead(live Live, r *Report) error {
 }
 
 // removeTAPs removes many at a time: most of what one takes is waiting, for the kernel to be sure that nobody uses it.
-func (n *Networks) removeTAPs(names []string, r *Report) error {
+func (n *kernel) removeTAPs(names []string, r *Report) error {
 	const atOnce = 32
 	var (
 		mu      sync.Mutex
@@ -132,7 +140,7 @@ func (n *Networks) removeTAPs(names []string, r *Report) error {
 
 // repair makes again what is missing. It changes nothing where all is well. Only when it is to be thorough does it look at what
 // nobody touches by accident and what takes long: the programs on every TAP, the firewall element by element.
-func (n *Networks) repair(r *Report, thorough bool) error {
+func (n *kernel) repair(r *Report, thorough bool) error {
 	var errs []error
 	v6 := false
 	routed := false
@@ -191,7 +199,7 @@ func (n *Networks) repair(r *Report, thorough bool) error {
 	return errors.Join(errs...)
 }
 
-func (n *Networks) repairFirewall(r *Report) error {
+func (n *kernel) repairFirewall(r *Report) error {
 	h := n.hostState()
 	if len(h.networks) == 0 {
 		there, err := n.firewall.exists()
@@ -209,7 +217,7 @@ func (n *Networks) repairFirewall(r *Report) error {
 }
 
 // guardAgain puts our programs on a TAP that has none or other ones; its endpoint's entry is there before they are.
-func (n *Networks) guardAgain(name string, tap netlink.Link, r *Report) error {
+func (n *kernel) guardAgain(name string, tap netlink.Link, r *Report) error {
 	for _, e := range n.endpoints {
 		if e.TAP == name {
 			if err := n.links.assign(&n.networks[e.Network].Network, e, tap.Attrs().Index); err != nil {
@@ -225,7 +233,7 @@ func (n *Networks) guardAgain(name string, tap netlink.Link, r *Report) error {
 }
 
 // serve starts a network's resolvers; those that run go on.
-func (n *Networks) serve(net *network) error {
+func (n *kernel) serve(net *network) error {
 	if len(net.servers) > 0 {
 		return nil
 	}
@@ -255,22 +263,29 @@ func (net *network) silence() error {
 // Reset removes everything from the host and the store, networks too; endpoints whose sandboxes live lose their network.
 // The Networks are of no use afterwards but for Close.
 func (n *Networks) Reset(ctx context.Context) error {
-	if n.store == nil {
-		return nil
-	}
-	n.stopWatching()
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	var errs []error
 	for _, e := range n.endpoints {
 		errs = append(errs, n.detach(e))
 	}
-	for id, net := range n.networks {
-		errs = append(errs, net.silence())
-		delete(n.networks, id)
-	}
+	gone := n.networks
+	n.networks = map[string]*network{}
+	errs = append(errs, n.save())
+	n.mu.Unlock()
 	var r Report
-	errs = append(errs, n.removeTAPs(n.spares.close(), &r), n.removeDead(Live{}, &r), n.firewall.remove(), n.save())
+	errs = append(errs, n.path.reset(gone, &r))
 	n.log.Info("networks are reset", "removed", strings.Join(r.Removed, ", "))
 	return errors.Join(errs...)
+}
+
+// reset implements datapath.
+func (n *kernel) reset(gone map[string]*network, r *Report) error {
+	n.stopWatching()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var errs []error
+	for _, net := range gone {
+		errs = append(errs, net.silence())
+	}
+	return errors.Join(append(errs, n.removeTAPs(n.spares.close(), r), n.removeDead(nil, r), n.firewall.remove())...)
 }

@@ -26,7 +26,7 @@ type watch struct {
 }
 
 // startWatching is called with n.mu held. Without the kernel's messages there is a look every minute only.
-func (n *Networks) startWatching() {
+func (n *kernel) startWatching() {
 	if n.watching != nil {
 		return
 	}
@@ -45,7 +45,7 @@ func (n *Networks) startWatching() {
 }
 
 // stopWatching must be called without n.mu.
-func (n *Networks) stopWatching() {
+func (n *kernel) stopWatching() {
 	n.mu.Lock()
 	w := n.watching
 	n.watching = nil
@@ -61,7 +61,7 @@ func (n *Networks) stopWatching() {
 }
 
 // poke has the watch look soon. It is called with n.mu held.
-func (n *Networks) poke() {
+func (n *kernel) poke() {
 	if n.watching != nil {
 		n.watching.wake()
 	}
@@ -103,7 +103,7 @@ func (w *watch) listen(socket *os.File) {
 	}
 }
 
-func (n *Networks) keepRepaired(w *watch) {
+func (n *kernel) keepRepaired(w *watch) {
 	slow := time.NewTicker(time.Minute)
 	defer slow.Stop()
 	for {
@@ -132,7 +132,7 @@ func (n *Networks) keepRepaired(w *watch) {
 }
 
 // look repairs what is wrong. Most changes are our own, and nobody is to wait for a look at them: it is had without the lock.
-func (n *Networks) look(r *Report, thorough bool) error {
+func (n *kernel) look(r *Report, thorough bool) error {
 	n.mu.Lock()
 	h := n.hostState()
 	n.mu.Unlock()
@@ -154,7 +154,7 @@ func (n *Networks) look(r *Report, thorough bool) error {
 }
 
 // linked tells whether all bridges are up, and all TAPs on theirs.
-func (n *Networks) linked(all []netlink.Link) bool {
+func (n *kernel) linked(all []netlink.Link) bool {
 	byName := map[string]netlink.Link{}
 	for _, l := range all {
 		byName[l.Attrs().Name] = l

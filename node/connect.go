@@ -17,7 +17,6 @@ import (
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/network"
 	"github.com/cradlevm/cradle/node/runspec"
-	"github.com/cradlevm/cradle/vm"
 )
 
 // NetworkConnect implements dockerapi.Backend. A running container is on the network when it returns; one that is not is at
@@ -75,17 +74,22 @@ func (c *ctr) connect(ctx context.Context, r *run, rec record, links []link) (er
 		return conflict("container %s is not running", c.id)
 	}
 	nics := rec.Sandbox.VM.NICs
-	slot := slices.IndexFunc(nics, func(nic vm.NIC) bool {
-		return !slices.ContainsFunc(rec.Links, func(other link) bool { return other.Endpoint != nil && other.Endpoint.TAP == nic.TAP })
-	})
-	if slot < 0 {
+	slot := 0
+	for slices.ContainsFunc(rec.Links, func(other link) bool { return other.Endpoint != nil && other.Slot == slot }) {
+		slot++
+	}
+	if slot >= len(nics) {
 		return invalid("the machine of container %s has no interface for another network", rec.Name)
 	}
 	l := &links[len(links)-1]
 	if err := c.attach(ctx, rec, l, slot, nics[slot], nil); err != nil {
 		return err
 	}
-	if err := c.configure(ctx, r, rec, links); err != nil {
+	err = c.plug(ctx, r.vm, []link{*l})
+	if err == nil {
+		err = c.configure(ctx, r, rec, links)
+	}
+	if err != nil {
 		c.leave([]link{*l})
 		return err
 	}

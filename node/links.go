@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -33,10 +34,15 @@ type link struct {
 
 // newNICs makes the interfaces of a VM, connected to nothing yet.
 func (n *Node) newNICs(count int) (nics []vm.NIC, err error) {
-	if n.networks == nil {
-		return make([]vm.NIC, count), nil
-	}
 	for range count {
+		switch {
+		case n.networks == nil:
+			nics = append(nics, vm.NIC{})
+			continue
+		case n.networks.Streams():
+			nics = append(nics, vm.NIC{Stream: true})
+			continue
+		}
 		tap, err := n.networks.MakeTAP(context.Background())
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("make network interface: %w", err), n.dropNICs(nics))
@@ -114,6 +120,9 @@ func (c *ctr) attachAll(ctx context.Context, rec record, undo *undoStack) ([]lin
 
 // joined configures the guest's side of links whose endpoints are there, and files of containers that are.
 func (c *ctr) joined(ctx context.Context, machine *sandbox.Sandbox, links []link, files []api.ContainerFiles) error {
+	if err := c.plug(ctx, machine, links); err != nil {
+		return err
+	}
 	if err := machine.Network(ctx, api.NetworkRequest{Interfaces: interfaces(links, c.node.wayOut(links)), Files: files}); err != nil {
 		return fmt.Errorf("configure network of container %s: %w", c.id, err)
 	}
@@ -141,11 +150,32 @@ func (c *ctr) attach(ctx context.Context, rec record, l *link, slot int, nic vm.
 		s.IPv4, s.IPv6 = ipam.IPv4Address, ipam.IPv6Address
 	}
 	s.Ports = portSpecs(published)
+	s.Host = runspec.NeedsHost(&rec.HostConfig)
 	e, err := c.node.networks.Attach(ctx, s)
 	if err != nil {
 		return networkError(err)
 	}
 	l.Name, l.Endpoint, l.Slot = e.NetworkName, &e, slot
+	return nil
+}
+
+// plug gives the endpoints that are streams those of the VM's interfaces.
+func (c *ctr) plug(ctx context.Context, machine *sandbox.Sandbox, links []link) error {
+	if c.node.networks == nil || !c.node.networks.Streams() {
+		return nil
+	}
+	for _, l := range links {
+		if l.Endpoint == nil {
+			continue
+		}
+		stream, err := machine.DialNIC(ctx, l.Slot)
+		if err == nil {
+			err = c.node.networks.Plug(l.Endpoint.ID, stream)
+		}
+		if err != nil {
+			return fmt.Errorf("connect container %s to network %s: %w", c.id, l.Name, err)
+		}
+	}
 	return nil
 }
 
@@ -330,14 +360,12 @@ func (n *Node) openNetworks(ctx context.Context) {
 		n.noNetworks = errors.New("the daemon was started without them")
 		return
 	}
-	nets, err := network.Open(ctx, network.Options{
-		Dir: filepath.Join(n.options.Root, "networks"), Log: n.options.Log, SpareTAPs: 2 * nicSlots,
-	})
-	if err == nil {
-		if _, err = nets.Get(network.Default); err != nil {
-			err = errors.Join(err, nets.Close())
-		}
+	// Each kind has a state of its own: what the one keeps, the other could not make.
+	o := network.Options{Dir: filepath.Join(n.options.Root, "networks"), Log: n.options.Log, SpareTAPs: 2 * nicSlots}
+	if o.Streams = n.options.Streams || os.Geteuid() != 0; o.Streams {
+		o.Dir = filepath.Join(n.options.Root, "streams")
 	}
+	nets, err := network.Open(ctx, o)
 	if err != nil {
 		n.noNetworks = err
 		n.options.Log.Warn("containers have no networks", "reason", err)

@@ -60,6 +60,8 @@ type Options struct {
 	// Networks connects containers that do not say otherwise to the network "bridge", and makes others. Without it, or
 	// where it cannot be done, there is only the network "none".
 	Networks bool
+	// Streams makes the networks as for an ordinary user, whoever the daemon is.
+	Streams bool
 	// CostOf says what a monitor's process costs the host; nil asks Linux.
 	CostOf func(pid int) (pool.Cost, error)
 }

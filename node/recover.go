@@ -173,6 +173,7 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 	}
 	if up(rec.Status) {
 		n.options.Log.Info("found running container again", "container", c.id)
+		c.replug(machine, rec)
 		go c.follow(r)
 		return
 	}
@@ -183,6 +184,16 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 		c.teardown(r, rec)
 		c.afterwards(rec)
 	}()
+}
+
+// replug connects a VM that has been found again to its networks, where these are in the daemon. Without them the container
+// goes on: it may have work that needs none.
+func (c *ctr) replug(machine *sandbox.Sandbox, rec record) {
+	ctx, cancel := context.WithTimeout(c.node.ctx, attachLimit)
+	defer cancel()
+	if err := c.plug(ctx, machine, rec.Links); err != nil {
+		c.node.options.Log.Error("container has lost its networks", "container", c.id, "err", err)
+	}
 }
 
 // settle does what a container without a VM has coming when the daemon starts. cut says that a start was cut short. A

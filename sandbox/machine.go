@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"sync"
 
@@ -38,6 +39,15 @@ func each(disks []vm.Disk, f func(vm.Disk) error) error {
 	}
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// DialNIC opens the stream of a network interface (vm.Streamer).
+func (s *Sandbox) DialNIC(ctx context.Context, nic int) (net.Conn, error) {
+	v, ok := s.vm.(vm.Streamer)
+	if !ok {
+		return nil, api.Errorf(api.CodeUnsupported, "this virtual machine monitor has no interfaces that are streams")
+	}
+	return v.DialNIC(ctx, nic)
 }
 
 // Snapshot saves the sandbox in dir; it must have no containers and no disks. Kill is all that can be done with it then.

@@ -32,8 +32,8 @@ type daemonConfig struct {
 	Pool         bool
 	PoolSettings pool.Settings
 
-	// Networks tells whether containers are connected to networks.
-	Networks bool
+	// Networks tells whether containers are connected to networks, Streams whether these are an ordinary user's for root, too.
+	Networks, Streams bool
 
 	// IdleTimeout ends the daemon after so long without a connection and with nothing to keep; 0 never.
 	IdleTimeout time.Duration
@@ -76,7 +76,7 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 	flags.StringVar(&f.guest, "guest", "", "Directory of the guest's kernel and initrd (overrides CRADLE_GUEST)")
 	flags.StringVar(&f.pool, "pool", "", `Virtual machines of each size in demand to keep ready (overrides CRADLE_POOL): a number, or "MIN-MAX" (default "2-16"), within which it follows demand; "restore": none, but start from templates; "off": every container boots its machine`)
 	flags.Var(&f.poolMemory, "pool-memory", "Host's memory for what is kept ready (default: an eighth of it)")
-	flags.StringVar(&f.networks, "networks", "", `Networks of containers (overrides CRADLE_NETWORKS): "auto": bridges, where the daemon may make them; "none" (default "auto")`)
+	flags.StringVar(&f.networks, "networks", "", `Networks of containers (overrides CRADLE_NETWORKS): "auto": bridges of the kernel's for root, a stack of the daemon's own for others; "user": the latter for root, too; "none" (default "auto")`)
 	flags.DurationVar(&f.idleTimeout, "idle-timeout", 0, "End after so long without connections and containers (0: never)")
 	flags.StringVar(&f.logLevel, "log-level", "info", `Least level to log ("debug", "info", "warn", "error")`)
 	flags.StringVar(&f.logFormat, "log-format", "text", `Format of the log ("text", "json")`)
@@ -118,9 +118,11 @@ func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, e
 	switch v := get(envNetworks); v {
 	case "", "auto":
 		c.Networks = true
+	case "user":
+		c.Networks, c.Streams = true, true
 	case "none":
 	default:
-		return c, fmt.Errorf("invalid --networks %q: it is auto or none", v)
+		return c, fmt.Errorf("invalid --networks %q: it is auto, user or none", v)
 	}
 	if c.IdleTimeout < 0 {
 		return c, fmt.Errorf("invalid --idle-timeout %s: it must not be negative", c.IdleTimeout)

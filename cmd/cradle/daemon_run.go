@@ -44,7 +44,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 		Root: c.Root, Run: c.Run, Version: c.Version, Driver: driver, Guest: guest, Images: images, Log: c.Log,
 		// A daemon that ends when it is idle is there for what was asked of it, and nothing is made before.
 		Pool: c.Pool, PoolSettings: c.PoolSettings, PoolKeep: c.IdleTimeout == 0,
-		Networks: c.Networks,
+		Networks: c.Networks, Streams: c.Streams,
 	})
 	if err != nil {
 		return nil, errors.Join(err, images.Close())

@@ -59,8 +59,8 @@ type Options struct {
 	ResolvConf string           // empty: /etc/resolv.conf
 }
 
-// resolver answers messages, whatever they came over.
-type resolver struct {
+// Resolver answers messages, whatever they came over. A Server has one.
+type Resolver struct {
 	directory Directory
 	host      *hostResolvers
 	slots     chan struct{}
@@ -69,12 +69,13 @@ type resolver struct {
 	asking map[netip.Addr]int
 }
 
-func newResolver(d Directory, o Options) *resolver {
-	return &resolver{directory: d, host: newHostResolvers(o), slots: make(chan struct{}, maxQueries), asking: map[netip.Addr]int{}}
+// NewResolver makes a resolver for those that d knows. Its methods may be called from any goroutine.
+func NewResolver(d Directory, o Options) *Resolver {
+	return &Resolver{directory: d, host: newHostResolvers(o), slots: make(chan struct{}, maxQueries), asking: map[netip.Addr]int{}}
 }
 
 // enter takes a place for a query, which leave gives back. It is false when there is none.
-func (r *resolver) enter(source netip.Addr) bool {
+func (r *Resolver) enter(source netip.Addr) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.asking[source] >= maxPerAsker {
@@ -89,7 +90,7 @@ func (r *resolver) enter(source netip.Addr) bool {
 	}
 }
 
-func (r *resolver) leave(source netip.Addr) {
+func (r *Resolver) leave(source netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.asking[source]--; r.asking[source] <= 0 {
@@ -98,8 +99,18 @@ func (r *resolver) leave(source netip.Addr) {
 	<-r.slots
 }
 
+// Answer makes the reply to a raw query from an address; nil when there is none to make, or when as many are being made as may
+// be. tcp tells what the query came over, which bounds the reply.
+func (r *Resolver) Answer(ctx context.Context, source netip.Addr, raw []byte, tcp bool) []byte {
+	if !r.enter(source) {
+		return nil
+	}
+	defer r.leave(source)
+	return r.answer(ctx, source, raw, tcp)
+}
+
 // answer makes the reply to a raw query; nil when there is none to make.
-func (r *resolver) answer(ctx context.Context, source netip.Addr, raw []byte, tcp bool) []byte {
+func (r *Resolver) answer(ctx context.Context, source netip.Addr, raw []byte, tcp bool) []byte {
 	asker, known := r.directory.Asker(source)
 	if !known || len(raw) > maxQuery {
 		return nil
@@ -131,7 +142,7 @@ func (r *resolver) answer(ctx context.Context, source netip.Addr, raw []byte, tc
 	return out
 }
 
-func (r *resolver) reply(ctx context.Context, asker Asker, query *dns.Msg, tcp bool) *dns.Msg {
+func (r *Resolver) reply(ctx context.Context, asker Asker, query *dns.Msg, tcp bool) *dns.Msg {
 	refuse := func(code int) *dns.Msg {
 		m := new(dns.Msg).SetRcode(query, code)
 		m.RecursionAvailable = true
@@ -257,7 +268,7 @@ func addressesOf(m *dns.Msg) ([]netip.Addr, time.Duration) {
 var errNoUpstream = errors.New("no resolver to forward to")
 
 // forward asks the upstreams one after the other. Only what a resolver should say is taken from the answer.
-func (r *resolver) forward(ctx context.Context, asker Asker, q dns.Question, cd, do, tcp bool) (*dns.Msg, error) {
+func (r *Resolver) forward(ctx context.Context, asker Asker, q dns.Question, cd, do, tcp bool) (*dns.Msg, error) {
 	upstreams := asker.Upstreams
 	if upstreams == nil {
 		upstreams = r.host.get()

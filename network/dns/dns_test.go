@@ -221,7 +221,7 @@ func TestForwarding(t *testing.T) {
 }
 
 func TestBounds(t *testing.T) {
-	r := newResolver(book{known()}, Options{})
+	r := NewResolver(book{known()}, Options{})
 	one, two := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
 	for i := range maxPerAsker + 1 {
 		if got := r.enter(one); got != (i < maxPerAsker) {
@@ -258,7 +258,7 @@ func FuzzQuery(f *testing.F) {
 	}
 	a := known()
 	a.Forward = false
-	r := newResolver(book{a}, Options{Upstreams: []netip.AddrPort{}})
+	r := NewResolver(book{a}, Options{Upstreams: []netip.AddrPort{}})
 	f.Fuzz(func(t *testing.T, raw []byte, tcp bool) {
 		out := r.answer(context.Background(), guest, raw, tcp)
 		if out == nil {

@@ -18,7 +18,7 @@ import (
 
 // Server listens at one address, over UDP and TCP.
 type Server struct {
-	resolver *resolver
+	resolver *Resolver
 	log      *slog.Logger
 	udp      *net.UDPConn
 	tcp      net.Listener
@@ -43,7 +43,7 @@ func Serve(at netip.AddrPort, d Directory, o Options) (*Server, error) {
 		}
 		return err
 	}}
-	s := &Server{resolver: newResolver(d, o), log: o.Log}
+	s := &Server{resolver: NewResolver(d, o), log: o.Log}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	packets, err := config.ListenPacket(s.ctx, "udp", at.String())
 	if err != nil {

@@ -66,7 +66,7 @@ func newMachine(t *testing.T, n *Network, addr string, host bool) *machine {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	a := netip.MustParseAddr(addr)
-	m := &machine{t: t, guest: Guest{MAC: macOf(a.Next()), Addr: a, Host: host}, conn: ours, link: channel.New(64, MTU, ""),
+	m := &machine{t: t, guest: Guest{MAC: macOf(a.Next()), Addr: a, Host: host}, conn: ours, link: channel.New(64, MaxMTU, ""),
 		arp: make(chan []byte, 8), neighbours: map[netip.Addr]net.HardwareAddr{},
 		st: stack.New(stack.Options{
 			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},

@@ -1,14 +1,19 @@
 package user
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
@@ -18,9 +23,12 @@ import (
 // Bounds of what a guest may have open.
 const (
 	maxConns    = 1024             // connections and UDP flows of one guest together
+	maxPending  = 1 << 16          // connections of all guests that are being made; each guest's are among its maxConns
 	dialLimit   = 30 * time.Second // for the host to connect
 	udpIdle     = 60 * time.Second // a flow in which nothing happens ends
 	dnsIdle     = 10 * time.Second
+	dnsFlow     = 2 * time.Second // the same for queries of one source port; each has a place
+	maxQuery    = 4096            // longer ones are cut off, and so refused
 	maxDatagram = 64 << 10
 	dnsPort     = 53
 )
@@ -29,13 +37,27 @@ const (
 func (p *Port) acquire() bool {
 	select {
 	case p.flows <- struct{}{}:
+	default:
+		return false
+	}
+	if p.n.o.Flows == nil {
+		return true
+	}
+	select {
+	case p.n.o.Flows <- struct{}{}:
 		return true
 	default:
+		<-p.flows
 		return false
 	}
 }
 
-func (p *Port) release() { <-p.flows }
+func (p *Port) release() {
+	<-p.flows
+	if p.n.o.Flows != nil {
+		<-p.n.o.Flows
+	}
+}
 
 // whose tells which guest opens a flow, and where to.
 func (n *Network) whose(id stack.TransportEndpointID) (p *Port, to netip.AddrPort) {
@@ -56,7 +78,7 @@ func (n *Network) outTCP(r *tcp.ForwarderRequest) {
 		}
 		return
 	}
-	target, ok := p.reach(to)
+	target, ok := p.reach("tcp", to)
 	if !ok {
 		r.Complete(true)
 		return
@@ -128,7 +150,7 @@ func (n *Network) outUDP(r *udp.ForwarderRequest) bool {
 	dns := to == netip.AddrPortFrom(n.o.Gateway, dnsPort) && n.o.Resolve != nil
 	var out *net.UDPConn
 	if !dns {
-		target, ok := p.reach(to)
+		target, ok := p.reach("udp", to)
 		if !ok {
 			p.release()
 			return false // the stack answers that nobody is there
@@ -212,34 +234,57 @@ func (p *Port) serveDNS(conn net.Conn) {
 		if _, err := io.ReadFull(conn, query); err != nil {
 			return
 		}
-		answer, err := p.n.o.Resolve(p.ctx, p.guest.Addr, query)
-		if err != nil || len(answer) > 1<<16-1 {
+		answer := p.n.o.Resolve(p.ctx, p.guest.Addr, query, true)
+		if answer == nil || len(answer) > 1<<16-1 {
 			return
 		}
+		conn.SetDeadline(time.Now().Add(dnsIdle))
 		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {
 			return
 		}
 	}
 }
 
-// serveDNSFlow answers the queries of one source port.
+// serveDNSFlow answers the queries of one source port, each as soon as it can be: C libraries ask for both families at once.
 func (p *Port) serveDNSFlow(conn net.Conn) {
 	defer conn.Close()
 	stop := context.AfterFunc(p.ctx, func() { conn.Close() })
 	defer stop()
-	buf := make([]byte, maxDatagram)
+	var asked sync.WaitGroup
+	defer asked.Wait()
+	buf := make([]byte, maxQuery+1)
 	for {
-		conn.SetReadDeadline(time.Now().Add(dnsIdle))
+		conn.SetReadDeadline(time.Now().Add(dnsFlow))
 		k, err := conn.Read(buf)
 		if err != nil {
 			return
 		}
-		answer, err := p.n.o.Resolve(p.ctx, p.guest.Addr, buf[:k])
-		if err != nil {
-			continue // the guest asks again
-		}
-		if _, err := conn.Write(answer); err != nil {
-			return
-		}
+		query := bytes.Clone(buf[:k])
+		asked.Go(func() {
+			if answer := p.n.o.Resolve(p.ctx, p.guest.Addr, query, false); answer != nil {
+				conn.Write(answer) // the guest asks again
+			}
+		})
 	}
+}
+
+// Dial opens a connection from the gateway to a port of a guest's; network is "tcp" or "udp". ctx bounds the opening.
+func (n *Network) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil || !n.o.Subnet.Contains(to.Addr()) {
+		return nil, fmt.Errorf("dial guest %s: it is not on %s", address, n.o.Subnet)
+	}
+	gateway, guest := full(netip.AddrPortFrom(n.o.Gateway, 0)), full(to)
+	switch {
+	case n.port(to.Addr()) == nil:
+		return nil, fmt.Errorf("dial guest %s: it is not there", address)
+	case network == "udp":
+		return gonet.DialUDP(n.st, &gateway, &guest, ipv4.ProtocolNumber)
+	}
+	return gonet.DialTCPWithBind(ctx, n.st, gateway, guest, ipv4.ProtocolNumber)
+}
+
+// full is an address as the stack has them.
+func full(a netip.AddrPort) tcpip.FullAddress {
+	return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFrom4(a.Addr().As4()), Port: a.Port()}
 }

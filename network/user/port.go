@@ -21,8 +21,8 @@ import (
 type Guest struct {
 	MAC  net.HardwareAddr // 6 bytes, unicast
 	Addr netip.Addr       // in the network's subnet
-	// Host lets the guest reach the host's own services: those of the host's addresses, and of its loopback
-	// addresses through the gateway's.
+	// Host lets the guest reach the host's own services, but for those that listen on loopback only: at the host's
+	// addresses, and at the gateway's, which stands for one of them.
 	Host bool
 }
 
@@ -70,7 +70,7 @@ type Port struct {
 const (
 	ethernetSize = 14
 	arpSize      = 28
-	maxFrame     = ethernetSize + MTU
+	maxFrame     = ethernetSize + MaxMTU
 )
 
 // Attach puts a guest at the other end of conn, which the network owns from then on. The port is closed when conn breaks,

@@ -5,21 +5,35 @@ import (
 	"net/netip"
 )
 
-// reach says where the host is to connect to for a guest that wants to; false when it may not.
-func (p *Port) reach(to netip.AddrPort) (netip.AddrPort, bool) {
-	a := to.Addr()
-	if a == p.n.o.Gateway { // stands for the host
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), to.Port()), p.guest.Host
-	}
-	switch {
+// reach says where the host is to connect to for a guest that wants to, for "tcp" or "udp"; false when it may not.
+func (p *Port) reach(protocol string, to netip.AddrPort) (netip.AddrPort, bool) {
+	switch a := to.Addr(); {
 	case p.n.o.Internal:
 		return to, false
+	case a == p.n.o.Gateway: // stands for the host
+		host, ok := hostAddr()
+		if !ok {
+			return to, false
+		}
+		to = netip.AddrPortFrom(host, to.Port())
 	case nowhere(a):
 		return to, false
-	case ownAddress(a):
-		return to, p.guest.Host
+	case !ownAddress(a):
+		return to, true
 	}
-	return to, true
+	return to, p.guest.Host || p.n.o.Published != nil && p.n.o.Published(protocol, to)
+}
+
+// hostAddr is the address that the host has towards the world, at which services answer that listen at all of its addresses.
+func hostAddr() (netip.Addr, bool) {
+	// Connecting a UDP socket sends nothing: the kernel only looks up the way. 192.0.2.0/24 is nobody's (RFC 5737).
+	c, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("192.0.2.1:9")))
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	defer c.Close()
+	a := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+	return a, !nowhere(a)
 }
 
 // nowhere tells whether no guest may go to an address: loopback, link-local (where clouds have their metadata services),

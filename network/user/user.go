@@ -33,13 +33,15 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-// MTU of every user-mode network, bytes.
-const MTU = 1500
+// MaxMTU of a network, bytes: what a guest's interface takes, whatever it was told.
+const MaxMTU = 1500
 
 // nicID is the stack's one interface; queueLength bounds what waits for a guest, or leaves the stack, in packets.
 const (
 	nicID       = 1
 	queueLength = 512
+	minBuffer   = 4 << 10   // of a TCP connection, each way, bytes
+	maxBuffer   = 128 << 10 // the same
 )
 
 // Options of New.
@@ -50,9 +52,16 @@ type Options struct {
 	Internal bool
 	// Isolate keeps the guests of the network from one another.
 	Isolate bool
-	// Resolve answers a DNS query of the guest at this address, message for message; nil: there is no resolver.
-	Resolve func(ctx context.Context, from netip.Addr, query []byte) ([]byte, error)
-	Log     *slog.Logger
+	// MTU is at most MaxMTU; 0: MaxMTU.
+	MTU int
+	// Resolve answers a DNS query of the guest at this address, message for message, or with nil; it bounds how many it
+	// works at. Without it there is no resolver.
+	Resolve func(ctx context.Context, from netip.Addr, query []byte, tcp bool) []byte
+	// Published tells whether an address of the host's, for "tcp" or "udp", leads to a guest: all may go there. Nil: none does.
+	Published func(protocol string, at netip.AddrPort) bool
+	// Flows has a place for each connection of the guests of all networks that share it; nil: only each guest's own are bounded.
+	Flows chan struct{}
+	Log   *slog.Logger
 }
 
 // Network is one subnet with its guests. All methods may be called from any goroutine.
@@ -75,11 +84,16 @@ func New(o Options) (*Network, error) {
 	switch {
 	case !o.Subnet.IsValid() || !o.Subnet.Addr().Is4() || o.Subnet != o.Subnet.Masked() || o.Subnet.Bits() > 30:
 		return nil, fmt.Errorf("make user-mode network: %s is no IPv4 subnet of /30 or larger", o.Subnet)
+	case o.MTU < 0 || o.MTU > MaxMTU:
+		return nil, fmt.Errorf("make user-mode network: the MTU %d is not up to %d", o.MTU, MaxMTU)
 	case !o.Subnet.Contains(o.Gateway):
 		return nil, fmt.Errorf("make user-mode network: the gateway %s is not in %s", o.Gateway, o.Subnet)
 	}
+	if o.MTU == 0 {
+		o.MTU = MaxMTU
+	}
 	n := &Network{
-		o: o, mac: macOf(o.Gateway), link: channel.New(queueLength, MTU, ""), ports: map[netip.Addr]*Port{},
+		o: o, mac: macOf(o.Gateway), link: channel.New(queueLength, uint32(o.MTU), ""), ports: map[netip.Addr]*Port{},
 		st: stack.New(stack.Options{
 			NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol},
 			TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
@@ -107,18 +121,28 @@ func (n *Network) configure() error {
 		func() tcpip.Error { return n.st.AddProtocolAddress(nicID, address, stack.AddressProperties{}) },
 		func() tcpip.Error { return n.st.SetPromiscuousMode(nicID, true) },
 		func() tcpip.Error { return n.st.SetSpoofing(nicID, true) },
-		func() tcpip.Error {
-			sack := tcpip.TCPSACKEnabled(true)
-			return n.st.SetTransportProtocolOption(tcp.ProtocolNumber, &sack)
-		},
+		func() tcpip.Error { return n.configureTCP() },
 	} {
 		if err := do(); err != nil {
 			return errors.New(err.String())
 		}
 	}
 	n.st.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nicID}})
-	n.st.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(n.st, 0, maxConns, n.outTCP).HandlePacket)
+	n.st.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(n.st, 0, maxPending, n.outTCP).HandlePacket)
 	n.st.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(n.st, n.outUDP).HandlePacket)
+	return nil
+}
+
+// configureTCP bounds what a connection can take of the process's memory. Guests are near: a small window fills their link.
+func (n *Network) configureTCP() tcpip.Error {
+	sack := tcpip.TCPSACKEnabled(true)
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: minBuffer, Default: maxBuffer, Max: maxBuffer}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: minBuffer, Default: maxBuffer, Max: maxBuffer}
+	for _, option := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send} {
+		if err := n.st.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -2,12 +2,10 @@ package user
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,9 +14,9 @@ import (
 )
 
 // hostTCP is a service of the host's.
-func hostTCP(t *testing.T) netip.AddrPort {
+func hostTCP(t *testing.T, at string) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	l, err := net.Listen("tcp4", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,41 +26,52 @@ func hostTCP(t *testing.T) netip.AddrPort {
 }
 
 func TestHostOnlyWhereAllowed(t *testing.T) {
-	n := newNetwork(t, nil)
-	service := hostTCP(t)
-	through := netip.AddrPortFrom(gateway, service.Port()).String()
+	host, ok := hostAddr()
+	if !ok {
+		t.Skip("the host has an address of its loopback only")
+	}
+	open, closed := hostTCP(t, "0.0.0.0:0"), hostTCP(t, "127.0.0.1:0")
+	n := newNetwork(t, func(o *Options) {
+		o.Published = func(protocol string, at netip.AddrPort) bool {
+			return protocol == "tcp" && at.Addr() == host && at.Port() == open.Port()
+		}
+	})
+	at := func(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
 	may, mayNot := newMachine(t, n, "10.9.0.2", true), newMachine(t, n, "10.9.0.3", false)
-	c, err := may.dial(through)
-	if err != nil {
-		t.Fatal(err)
-	}
 	text := strings.Repeat("from the guest ", 20_000)
-	if got, err := ask(c, text); err != nil || got != strings.ToUpper(text) {
-		t.Errorf("%d bytes came back of %d, %v", len(got), len(text), err)
+	for name, try := range map[string]struct {
+		who *machine
+		to  string
+	}{
+		"gateway": {may, at(gateway, open.Port())}, "address": {may, at(host, open.Port())},
+		"published": {mayNot, at(host, open.Port())}, "published at the gateway": {mayNot, at(gateway, open.Port())},
+	} {
+		c, err := try.who.dial(try.to)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got, err := ask(c, text); err != nil || got != strings.ToUpper(text) {
+			t.Errorf("%s: %d bytes came back of %d, %v", name, len(got), len(text), err)
+		}
 	}
-	for _, to := range []string{through, service.String(), "127.1.2.3:80", "169.254.169.254:80", "0.0.0.0:80", "255.255.255.255:80", "224.0.0.1:80"} {
+	n.o.Published = nil
+	for _, to := range []string{at(gateway, open.Port()), at(host, open.Port()), at(gateway, closed.Port()), closed.String(), "127.1.2.3:80",
+		"169.254.169.254:80", "0.0.0.0:80", "255.255.255.255:80", "224.0.0.1:80"} {
 		if c, err := mayNot.dialWithin(to, 500*time.Millisecond); err == nil {
 			c.Close()
 			t.Errorf("the guest has reached %s", to)
 		}
 	}
-	if c, err := may.dialWithin(service.String(), 500*time.Millisecond); err == nil {
-		c.Close()
-		t.Error("a guest that may reach the host has reached it at a loopback address of its own")
+	for _, to := range []string{at(gateway, closed.Port()), closed.String(), at(host, closed.Port())} {
+		if c, err := may.dialWithin(to, 500*time.Millisecond); err == nil {
+			c.Close()
+			t.Errorf("a guest that may reach the host has reached its loopback at %s", to)
+		}
 	}
 }
 
 func TestReach(t *testing.T) {
-	own := netip.Addr{}
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, a := range all {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
-			own = p.Addr()
-		}
-	}
+	own, _ := hostAddr()
 	for _, test := range []struct {
 		o    Options
 		host bool
@@ -72,7 +81,8 @@ func TestReach(t *testing.T) {
 		{Options{}, false, "192.0.2.1:80", "192.0.2.1:80"},
 		{Options{Internal: true}, true, "192.0.2.1:80", ""},
 		{Options{}, false, "10.9.0.1:80", ""},
-		{Options{}, true, "10.9.0.1:80", "127.0.0.1:80"},
+		{Options{}, true, "10.9.0.1:80", own.String() + ":80"},
+		{Options{Internal: true}, true, "10.9.0.1:80", ""},
 		{Options{}, true, "127.0.0.1:80", ""},
 		{Options{}, true, "169.254.169.254:80", ""},
 		{Options{}, true, "240.0.0.1:80", ""},
@@ -80,62 +90,42 @@ func TestReach(t *testing.T) {
 		{Options{}, false, own.String() + ":80", ""},
 		{Options{}, true, own.String() + ":80", own.String() + ":80"},
 	} {
-		if strings.Contains(test.to, "invalid") {
+		if strings.Contains(test.to+test.want, "invalid") {
 			continue // a host that has only its loopback interface
 		}
 		test.o.Gateway = gateway
 		p := &Port{n: &Network{o: test.o}, guest: Guest{Host: test.host}}
-		got, ok := p.reach(netip.MustParseAddrPort(test.to))
+		got, ok := p.reach("tcp", netip.MustParseAddrPort(test.to))
 		if ok != (test.want != "") || ok && got.String() != test.want {
 			t.Errorf("%s with %+v, host %v: %s, %v; want %q", test.to, test.o, test.host, got, ok, test.want)
 		}
 	}
 }
 
-func TestPublish(t *testing.T) {
+func TestDial(t *testing.T) {
 	n := newNetwork(t, nil)
 	m := newMachine(t, n, "10.9.0.2", false)
 	m.serveTCP(80)
-	at, end, err := n.Publish("tcp", netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("10.9.0.2:80"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := n.Publish("tcp", at, netip.MustParseAddrPort("10.9.0.2:81")); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("a port that is taken: %v", err)
-	}
 	for range 20 {
-		c, err := net.Dial("tcp", at.String())
+		c, err := n.Dial(context.Background(), "tcp", "10.9.0.2:80")
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.SetDeadline(time.Now().Add(patience))
-		if got, err := ask(c.(*net.TCPConn), "hello"); err != nil || got != "HELLO" {
+		if got, err := ask(c.(halfCloser), "hello"); err != nil || got != "HELLO" {
 			t.Errorf("%q, %v", got, err)
 		}
 	}
-	end.Close()
-	if c, err := net.Dial("tcp", at.String()); err == nil {
-		c.Close()
-		t.Error("the port is still open")
-	}
-	// Nobody listens in the guest: the client is reset, not left waiting.
-	at, end, err = n.Publish("tcp", netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("10.9.0.2:9"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer end.Close()
-	c, err := net.Dial("tcp", at.String())
-	if err == nil {
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
-		_, err = c.Read(make([]byte, 1))
-	}
-	if !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("reading from a port that nobody serves: %v", err)
+	for _, to := range []string{"10.9.0.2:9", "10.9.0.3:80", "10.8.0.2:80", "guest:80"} {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		if c, err := n.Dial(ctx, "tcp", to); err == nil || ctx.Err() != nil {
+			t.Errorf("%s: %v %v", to, c, err)
+		}
+		cancel()
 	}
 }
 
-func TestPublishUDP(t *testing.T) {
+func TestDialUDP(t *testing.T) {
 	n := newNetwork(t, nil)
 	m := newMachine(t, n, "10.9.0.2", false)
 	here := full(netip.MustParseAddrPort("10.9.0.2:53"))
@@ -154,13 +144,8 @@ func TestPublishUDP(t *testing.T) {
 			server.WriteTo(capitals(buf[:k]), from)
 		}
 	}()
-	at, end, err := n.Publish("udp", netip.MustParseAddrPort("127.0.0.1:0"), netip.MustParseAddrPort("10.9.0.2:53"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer end.Close()
 	for i := range 3 {
-		c, err := net.Dial("udp", at.String())
+		c, err := n.Dial(context.Background(), "udp", "10.9.0.2:53")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,6 +159,40 @@ func TestPublishUDP(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestFlowsAreBounded: when all places are taken, one more connection is refused, and the next is not once one is free.
+func TestFlowsAreBounded(t *testing.T) {
+	host, ok := hostAddr()
+	if !ok {
+		t.Skip("the host has an address of its loopback only")
+	}
+	service := netip.AddrPortFrom(host, hostTCP(t, "0.0.0.0:0").Port()).String()
+	flows := make(chan struct{}, 2)
+	n := newNetwork(t, func(o *Options) { o.Flows = flows })
+	a, b := newMachine(t, n, "10.9.0.2", true), newMachine(t, n, "10.9.0.3", true)
+	first, err := a.dial(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := b.dial(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	if c, err := a.dial(service); err == nil {
+		c.Close()
+		t.Error("a third connection has been made")
+	}
+	if got, err := ask(first, "x"); err != nil || got != "X" {
+		t.Errorf("%q, %v", got, err)
+	}
+	await(t, "a place is free", func() bool { return len(flows) == 1 })
+	third, err := b.dial(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	third.Close()
 }
 
 func TestNeighbours(t *testing.T) {
@@ -205,8 +224,8 @@ func TestNeighbours(t *testing.T) {
 
 func TestDNS(t *testing.T) {
 	n := newNetwork(t, func(o *Options) {
-		o.Resolve = func(_ context.Context, from netip.Addr, query []byte) ([]byte, error) {
-			return append([]byte(from.String()+" "), capitals(query)...), nil
+		o.Resolve = func(_ context.Context, from netip.Addr, query []byte, tcp bool) []byte {
+			return fmt.Appendf(nil, "%s %s %v", from, capitals(query), tcp)
 		}
 	})
 	m := newMachine(t, n, "10.9.0.2", false)
@@ -219,14 +238,14 @@ func TestDNS(t *testing.T) {
 	c.SetDeadline(time.Now().Add(patience))
 	buf := make([]byte, 100)
 	c.Write([]byte("who"))
-	if k, err := c.Read(buf); err != nil || string(buf[:k]) != "10.9.0.2 WHO" {
+	if k, err := c.Read(buf); err != nil || string(buf[:k]) != "10.9.0.2 WHO false" {
 		t.Errorf("%q, %v", buf[:k], err)
 	}
 	tcp, err := m.dial("10.9.0.1:53")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := ask(tcp, "\x00\x03who\x00\x02is"); err != nil || got != "\x00\x0c10.9.0.2 WHO\x00\x0b10.9.0.2 IS" {
+	if got, err := ask(tcp, "\x00\x03who\x00\x02is"); err != nil || got != "\x00\x1110.9.0.2 WHO true\x00\x1010.9.0.2 IS true" {
 		t.Errorf("%q, %v", got, err)
 	}
 }

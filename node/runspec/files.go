@@ -3,7 +3,10 @@ package runspec
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+
+	"github.com/moby/moby/api/types/container"
 
 	"github.com/cradlevm/cradle/api"
 )
@@ -38,6 +41,14 @@ func Files(c Container) ([]api.File, error) {
 		{Path: "/etc/hosts", Data: hosts, Mode: 0o644},
 		{Path: "/etc/resolv.conf", Data: resolv, Mode: 0o644},
 	}, nil
+}
+
+// NeedsHost tells whether a container is to reach the host's own services: one that gives the host a name.
+func NeedsHost(h *container.HostConfig) bool {
+	return slices.ContainsFunc(h.ExtraHosts, func(e string) bool {
+		_, to, _ := strings.Cut(e, ":")
+		return to == hostGateway
+	})
 }
 
 func hostsFile(c Container) ([]byte, error) {

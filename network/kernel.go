@@ -1,0 +1,182 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+
+	"github.com/cradlevm/cradle/network/bpf"
+)
+
+// kernel is the datapath of a daemon that is root: bridges, TAPs with a guard, a firewall, and a watch that keeps it all in
+// place. It is of one Networks, and sees all of it.
+type kernel struct {
+	*Networks
+	links    *links
+	firewall *firewall
+	spares   *spares
+	watching *watch
+}
+
+func newKernel(n *Networks, ahead int) (*kernel, error) {
+	k := &kernel{Networks: n, links: &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}, firewall: &firewall{"cradle-" + n.tag}}
+	k.spares = &spares{links: k.links, log: n.log, ahead: min(ahead, maxFree)}
+	taps, err := k.links.taps()
+	if err != nil {
+		return nil, err
+	}
+	var indexes []int
+	for _, t := range taps {
+		indexes = append(indexes, t.Attrs().Index)
+	}
+	if k.links.guards, err = bpf.Adopt(indexes); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// adapt implements datapath. Bridges have names; the first daemon's default one has a short one.
+func (n *kernel) adapt(net *Network) error {
+	switch {
+	case net.Options[OptionBridge] != "":
+		net.Bridge = net.Options[OptionBridge]
+	case net.Name == Default && !linkExists("cradle0"):
+		net.Bridge = "cradle0"
+	default:
+		net.Bridge = "cr" + n.tag + "-" + net.ID[:8]
+	}
+	return nil
+}
+
+// ensure implements datapath.
+func (n *kernel) ensure(net *network) error {
+	if err := n.links.ensureBridge(&net.Network); err != nil {
+		return err
+	}
+	if !net.Internal {
+		if err := forward(net.IPv6); err != nil {
+			return err
+		}
+	}
+	if err := n.firewall.replace(n.hostState()); err != nil {
+		return err
+	}
+	return n.serve(net)
+}
+
+// dismantle implements datapath.
+func (n *kernel) dismantle(net *network) error {
+	return errors.Join(net.silence(), n.links.removeBridge(net.Bridge), n.firewall.replace(n.hostState()))
+}
+
+// connect implements datapath.
+func (n *kernel) connect(net *network, e *Endpoint) error { return n.links.connect(&net.Network, e) }
+
+// disconnect implements datapath.
+func (n *kernel) disconnect(e *Endpoint) error { return n.links.disconnect(e.TAP) }
+
+// addPorts implements datapath.
+func (n *kernel) addPorts(e *Endpoint) error { return n.firewall.addPorts(portElements(e)) }
+
+// removePorts implements datapath. When elements are not there, the table was flushed, and the watch has it made again.
+func (n *kernel) removePorts(e *Endpoint) {
+	if err := n.firewall.removePorts(portElements(e)); err != nil {
+		n.poke()
+	}
+}
+
+// dialer implements datapath: the host has a way to the guest.
+func (n *kernel) dialer(*Endpoint) dialFunc { return new(net.Dialer).DialContext }
+
+// counters implements datapath.
+func (n *kernel) counters(e *Endpoint) (from, to bpf.Counters, err error) {
+	_, index, err := n.tapOf(e.ID)
+	if err != nil {
+		return from, to, err
+	}
+	return n.links.guards.Counters(index)
+}
+
+// hostState is what the firewall has to know.
+func (n *kernel) hostState() hostState {
+	var h hostState
+	for _, net := range n.networks {
+		if len(net.Subnets) > 0 {
+			h.networks = append(h.networks, net.Network)
+		}
+	}
+	for _, e := range n.endpoints {
+		h.ports = append(h.ports, portElements(e)...)
+	}
+	return h
+}
+
+// close implements datapath.
+func (n *kernel) close() error {
+	n.stopWatching()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var r Report
+	errs := []error{n.removeTAPs(n.spares.close(), &r)}
+	if len(n.endpoints) == 0 {
+		errs = append(errs, n.moveOut())
+	}
+	for _, net := range n.networks {
+		errs = append(errs, net.silence())
+	}
+	return errors.Join(append(errs, n.links.guards.Close())...)
+}
+
+// moveOut removes what networks without endpoints have on the host. The store keeps them.
+func (n *kernel) moveOut() error {
+	var errs []error
+	for _, net := range n.networks {
+		if len(net.Subnets) > 0 {
+			errs = append(errs, net.silence(), n.links.removeBridge(net.Bridge))
+		}
+	}
+	return errors.Join(append(errs, n.firewall.remove())...)
+}
+
+// MakeTAP makes a TAP that passes nothing yet, for Attach. It is persistent, made with IFF_VNET_HDR, and stays until
+// RemoveTAP, or until Reconcile is not told of it. ErrUnsupported where endpoints are streams.
+func (n *Networks) MakeTAP(ctx context.Context) (string, error) {
+	k, ok := n.path.(*kernel)
+	if !ok {
+		return "", fail(ErrUnsupported, "these networks have no TAP devices: endpoints are streams")
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	if name, ok := k.spares.take(); ok {
+		return name, nil
+	}
+	return k.links.makeTAP()
+}
+
+// RemoveTAP takes a TAP back whose machine has gone, and the endpoint that has it. No interface has the name from then on or
+// soon after: the TAP is cleaned for another machine, which knows it by another name, or removed. Idempotent.
+func (n *Networks) RemoveTAP(ctx context.Context, name string) error {
+	k, ok := n.path.(*kernel)
+	if !ok {
+		return fail(ErrUnsupported, "TAP %s is not of these networks: endpoints are streams", name)
+	}
+	if !strings.HasPrefix(name, k.links.tapPrefix) {
+		return fail(ErrInvalid, "%s is not one of our TAPs", name)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, e := range n.endpoints {
+		if e.TAP == name {
+			if err := n.detach(e); err != nil {
+				return err
+			}
+		}
+	}
+	if err := k.links.disconnect(name); err != nil {
+		return err
+	}
+	k.spares.put(name)
+	return nil
+}

@@ -1,0 +1,200 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/dns"
+	"github.com/cradlevm/cradle/network/user"
+)
+
+// streams is the datapath of an ordinary user's daemon: endpoints are streams of frames, networks are stacks in this process.
+// It is of one Networks.
+type streams struct {
+	*Networks
+	plugged map[string]*user.Port // by endpoint
+	flows   chan struct{}         // a place for each connection of all guests: they take descriptors of the daemon's
+}
+
+func newStreams(n *Networks) *streams {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		limit.Cur = 1024
+	}
+	return &streams{Networks: n, plugged: map[string]*user.Port{}, flows: make(chan struct{}, min(limit.Cur/2, 1<<16))}
+}
+
+// Streams tells whether endpoints are streams, which Plug takes, and not TAPs.
+func (n *Networks) Streams() bool {
+	_, yes := n.path.(*streams)
+	return yes
+}
+
+// Plug gives an endpoint the stream of its guest's interface: frames, each after its length as a big-endian uint32. The networks
+// own the stream from then on, also on error, and close it when the endpoint goes or gets another one. It is to be called
+// after Attach and, for every endpoint that lives, after the first Reconcile. Errors: ErrNotFound; ErrInvalid where endpoints are TAPs.
+func (n *Networks) Plug(endpoint string, stream net.Conn) error {
+	s, ok := n.path.(*streams)
+	if !ok {
+		return errors.Join(fail(ErrInvalid, "endpoint %s is no stream", endpoint), stream.Close())
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := n.endpoints[endpoint]
+	if e == nil {
+		return errors.Join(fail(ErrNotFound, "endpoint %s not found", endpoint), stream.Close())
+	}
+	mac, err := net.ParseMAC(e.MAC)
+	if err != nil {
+		return errors.Join(err, stream.Close())
+	}
+	k := n.networks[e.Network]
+	if err := s.ensure(k); err != nil {
+		return errors.Join(err, stream.Close())
+	}
+	if err := s.disconnect(e); err != nil {
+		return errors.Join(err, stream.Close())
+	}
+	port, err := k.stack.Attach(user.Guest{MAC: mac, Addr: e.IPv4.Addr(), Host: e.Host}, stream)
+	if err != nil {
+		return err
+	}
+	s.plugged[e.ID] = port
+	return nil
+}
+
+// adapt implements datapath.
+func (n *streams) adapt(net *Network) error {
+	refused := ""
+	switch {
+	case net.IPv6:
+		refused = "have no IPv6"
+	case net.Options[OptionBridge] != "":
+		refused = "have no bridge on the host to name"
+	case net.option(OptionMetadata):
+		refused = "do not lead to the metadata range"
+	case !net.Internal && !net.masquerade():
+		refused = "always borrow the host's address"
+	case net.MTU > user.MaxMTU:
+		return fail(ErrUnsupported, "the networks of a daemon without root have an MTU of %d at most", user.MaxMTU)
+	default:
+		return nil
+	}
+	return fail(ErrUnsupported, "the networks of a daemon without root %s", refused)
+}
+
+// ensure implements datapath.
+func (n *streams) ensure(net *network) (err error) {
+	if net.stack != nil {
+		return nil
+	}
+	resolver := dns.NewResolver(directory{n.names, net.ID}, n.resolver)
+	net.stack, err = user.New(user.Options{
+		Subnet: net.Subnets[0].Prefix, Gateway: net.Subnets[0].Gateway, MTU: net.MTU, Internal: net.Internal, Isolate: net.Isolated(),
+		Resolve: resolver.Answer, Published: n.ports.published, Flows: n.flows, Log: n.log,
+	})
+	return err
+}
+
+// dismantle implements datapath.
+func (n *streams) dismantle(net *network) error {
+	if net.stack != nil {
+		net.stack.Close()
+		net.stack = nil
+	}
+	return nil
+}
+
+// connect implements datapath. Frames pass from Plug on.
+func (n *streams) connect(_ *network, e *Endpoint) error {
+	if p := e.Policy; !p.empty() || p.Egress != (Rate{}) || p.Ingress != (Rate{}) {
+		return errNoPolicies()
+	}
+	return nil
+}
+
+func errNoPolicies() error {
+	return fail(ErrUnsupported, "the networks of a daemon without root have no policies")
+}
+
+// disconnect implements datapath.
+func (n *streams) disconnect(e *Endpoint) error {
+	if p := n.plugged[e.ID]; p != nil {
+		p.Close()
+		delete(n.plugged, e.ID)
+	}
+	return nil
+}
+
+// addPorts implements datapath: the listeners carry everything.
+func (n *streams) addPorts(*Endpoint) error { return nil }
+
+// removePorts implements datapath.
+func (n *streams) removePorts(*Endpoint) {}
+
+// dialer implements datapath.
+func (n *streams) dialer(e *Endpoint) dialFunc {
+	stack := n.networks[e.Network].stack
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if stack == nil {
+			return nil, fail(ErrLost, "network %s is not there", e.NetworkName)
+		}
+		return stack.Dial(ctx, network, address)
+	}
+}
+
+// counters implements datapath. They begin anew with each Plug.
+func (n *streams) counters(e *Endpoint) (from, to bpf.Counters, err error) {
+	from.Dropped, to.Dropped = map[string]uint64{}, map[string]uint64{}
+	p := n.plugged[e.ID]
+	if p == nil {
+		return from, to, nil
+	}
+	c := p.Counters()
+	from.Packets, from.Bytes = c.SentFrames, c.SentBytes
+	to.Packets, to.Bytes = c.ReceivedFrames, c.ReceivedBytes
+	for reason, count := range c.Dropped {
+		if reason == user.Full {
+			to.Dropped[reason.String()] = count
+		} else {
+			from.Dropped[reason.String()] = count
+		}
+	}
+	return from, to, nil
+}
+
+// reconcile implements datapath. There is nothing on the host but the listeners of ports.
+func (n *streams) reconcile(_ []string, r *Report) error {
+	var errs []error
+	for _, net := range n.networks {
+		if len(net.Subnets) > 0 {
+			errs = append(errs, n.ensure(net))
+		}
+	}
+	for _, e := range n.endpoints {
+		if err := n.ports.resume(e); err != nil {
+			n.log.Warn("a published port is not reachable", "endpoint", e.ID, "error", err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// close implements datapath.
+func (n *streams) close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.reset(n.networks, nil)
+}
+
+// reset implements datapath.
+func (n *streams) reset(gone map[string]*network, _ *Report) error {
+	var errs []error
+	for _, net := range gone {
+		errs = append(errs, n.dismantle(net))
+	}
+	return errors.Join(errs...)
+}
