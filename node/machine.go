@@ -132,7 +132,7 @@ func (n *Node) openPool(ctx context.Context) {
 		n.pool, err = pool.Open(ctx, pool.Options{
 			Dir: filepath.Join(n.options.Root, "templates"), Run: filepath.Join(n.options.Run, "s"),
 			Driver: n.options.Driver, Guest: n.options.Guest, Warm: warm,
-			Settings: n.options.PoolSettings, Usual: n.usualSize(), Keep: n.options.PoolKeep,
+			Settings: n.poolSettings(), Usual: n.usualSize(), Keep: n.options.PoolKeep,
 			TakeUID: n.takeUID, GiveUID: n.giveUID, NICs: nicSlots, MakeNICs: n.newNICs, DropNICs: n.dropNICs, Log: n.options.Log,
 		})
 	}
@@ -173,15 +173,4 @@ func (n *Node) PoolStatus() pool.Status {
 		return pool.Status{Off: true, Classes: []pool.ClassStatus{}}
 	}
 	return n.pool.Status()
-}
-
-// PoolChange changes the pool while it runs. Errors: conflict when there is none; ErrInvalidArgument.
-func (n *Node) PoolChange(c pool.Change) error {
-	if n.pool == nil {
-		return conflict("the pool is off: this daemon was started with --pool off, or cannot restore virtual machines")
-	}
-	if err := n.pool.Apply(c); err != nil {
-		return invalid("%s", err)
-	}
-	return nil
 }

@@ -52,7 +52,7 @@ type Options struct {
 	Guest   guestos.Guest
 	Images  image.Store
 	Log     *slog.Logger
-	// Pool starts VMs from templates where it can, and keeps some ready as PoolSettings say. Without it every container
+	// Pool starts VMs from templates where it can, and keeps some ready as PoolSettings say, or PoolChange has said since. Without it every container
 	// boots its VM. With PoolKeep, those for containers without limits are ready before anybody asked, and stay.
 	Pool         bool
 	PoolSettings pool.Settings
@@ -82,6 +82,7 @@ type Node struct {
 	timings    *timings
 	gate       *gate // starts go through it
 	started    time.Time
+	setting    sync.Mutex // held by who changes the settings of the pool
 
 	// running counts the goroutines that follow VMs; ctx ends them.
 	ctx     context.Context

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/sandbox"
 )
 
@@ -24,6 +25,7 @@ var (
 	bucketMeta       = []byte("meta")
 	bucketContainers = []byte("containers")
 	keyVersion       = []byte("version")
+	keyPool          = []byte("pool") // in meta: a pool.Change, of what was set while a daemon ran
 )
 
 // record is what a container is on disk.
@@ -165,6 +167,32 @@ func (s *store) put(r record) error {
 
 func (s *store) delete(id string) error {
 	return s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketContainers).Delete([]byte(id)) })
+}
+
+// poolChange is what putPoolChange has stored; empty before.
+func (s *store) poolChange() (c pool.Change, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
+		raw := tx.Bucket(bucketMeta).Get(keyPool)
+		if raw == nil {
+			return nil
+		}
+		return json.Unmarshal(raw, &c)
+	})
+	if err != nil {
+		return pool.Change{}, fmt.Errorf("read the pool's settings: %w", err)
+	}
+	return c, nil
+}
+
+func (s *store) putPoolChange(c pool.Change) error {
+	raw, err := json.Marshal(c)
+	if err == nil {
+		err = s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyPool, raw) })
+	}
+	if err != nil {
+		return fmt.Errorf("save the pool's settings: %w", err)
+	}
+	return nil
 }
 
 func (s *store) all() ([]record, error) {

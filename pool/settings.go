@@ -47,10 +47,9 @@ type Change struct {
 	Refill bool   `json:"refill,omitempty"`
 }
 
-// Apply does what c asks for: settings first, then Drain, then Refill. A maximum below the minimum takes the minimum with
-// it, and the other way round, unless both are given. Errors: Settings.Check's; nothing has happened then.
-func (p *Pool) Apply(c Change) error {
-	s := p.Settings()
+// With is s after what c sets. A maximum below the minimum takes the minimum with it, and the other way round, unless both
+// are given.
+func (s Settings) With(c Change) Settings {
 	if c.Min != nil {
 		s.Min = *c.Min
 		if c.Max == nil {
@@ -66,7 +65,12 @@ func (p *Pool) Apply(c Change) error {
 	if c.Memory != nil {
 		s.Memory = *c.Memory
 	}
-	if err := p.Set(s); err != nil {
+	return s
+}
+
+// Apply does what c asks for: settings first, then Drain, then Refill. Errors: Settings.Check's; nothing has happened then.
+func (p *Pool) Apply(c Change) error {
+	if err := p.Set(p.Settings().With(c)); err != nil {
 		return err
 	}
 	if c.Drain {

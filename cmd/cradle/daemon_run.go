@@ -15,7 +15,6 @@ import (
 	"github.com/cradlevm/cradle/guestos"
 	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/node"
-	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/vm/qemu"
 )
 
@@ -101,7 +100,7 @@ func startsHandler(n *node.Node) http.Handler {
 // poolChangeHandler changes the pool, and tells what it has then.
 func poolChangeHandler(n *node.Node) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var change pool.Change
+		var change node.PoolSet
 		body := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
 		body.DisallowUnknownFields()
 		err := body.Decode(&change)

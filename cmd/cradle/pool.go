@@ -16,6 +16,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/cradlevm/cradle/node"
 	"github.com/cradlevm/cradle/pool"
 )
 
@@ -33,10 +34,10 @@ func newPoolCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 	cmd.AddCommand(newPoolListCommand(docker, d), newPoolSetCommand(docker, d),
 		newPoolChangeCommand(docker, d, "drain", "End all virtual machines that are ready",
 			"End all virtual machines that are ready, and let go of the templates in memory.\n"+
-				"A size is filled again when a container wants it again.", pool.Change{Drain: true}),
+				"A size is filled again when a container wants it again.", node.PoolSet{Change: pool.Change{Drain: true}}),
 		newPoolChangeCommand(docker, d, "refill", "Make virtual machines ready now",
 			"Make virtual machines ready now, of each size that was ever wanted and of the usual one, also where it has failed too\n"+
-				"often. It answers at once; `pool ls` shows how far it is.", pool.Change{Refill: true}))
+				"often. It answers at once; `pool ls` shows how far it is.", node.PoolSet{Change: pool.Change{Refill: true}}))
 	return cmd
 }
 
@@ -71,15 +72,16 @@ func newPoolListCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 
 func newPoolSetCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 	var low, high int
+	var back bool
 	var memory opts.MemBytes
 	cmd := &cobra.Command{
 		Use:   "set [OPTIONS]",
 		Short: "Change how much is kept ready",
-		Long: "Change how much is kept ready, until the daemon ends.\n" +
-			"`cradle daemon --pool MIN-MAX --pool-memory BYTES` is for good.",
+		Long: "Change how much is kept ready. It holds for daemons that are started later, too, whatever they are told with --pool and\n" +
+			"--pool-memory, until it is changed again; --default goes back to what the daemon was told.",
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var change pool.Change
+			change := node.PoolSet{Default: back}
 			if cmd.Flags().Changed("min") {
 				change.Min = &low
 			}
@@ -90,8 +92,8 @@ func newPoolSetCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 				bytes := memory.Value()
 				change.Memory = &bytes
 			}
-			if change == (pool.Change{}) {
-				return fmt.Errorf("nothing to change: give --min, --max or --memory")
+			if change == (node.PoolSet{}) {
+				return fmt.Errorf("nothing to change: give --min, --max, --memory or --default")
 			}
 			return changePool(cmd.Context(), d, change)
 		},
@@ -100,10 +102,11 @@ func newPoolSetCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 	cmd.Flags().IntVar(&low, "min", 0, "Virtual machines of each size in demand that are ready at least")
 	cmd.Flags().IntVar(&high, "max", 0, "Virtual machines of each size that are ready at most (0: containers start from templates on the spot)")
 	cmd.Flags().Var(&memory, "memory", "Host's memory for what is kept ready (0: an eighth of it)")
+	cmd.Flags().BoolVar(&back, "default", false, "Forget what was set before, for what the daemon was started with")
 	return cmd
 }
 
-func newPoolChangeCommand(_ command.Cli, d *daemonDialer, name, short, long string, change pool.Change) *cobra.Command {
+func newPoolChangeCommand(_ command.Cli, d *daemonDialer, name, short, long string, change node.PoolSet) *cobra.Command {
 	return &cobra.Command{
 		Use: name, Short: short, Long: long, Args: cli.NoArgs,
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return changePool(cmd.Context(), d, change) },
@@ -111,7 +114,7 @@ func newPoolChangeCommand(_ command.Cli, d *daemonDialer, name, short, long stri
 	}
 }
 
-func changePool(ctx context.Context, d *daemonDialer, change pool.Change) error {
+func changePool(ctx context.Context, d *daemonDialer, change node.PoolSet) error {
 	body, err := json.Marshal(change)
 	if err != nil {
 		return err
