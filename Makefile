@@ -27,7 +27,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils
 PEER_PACKAGES := docker.io containerd runc iptables iproute2
 
 # Packages whose tests start virtual machines: not under the race detector, and one after the other.
-VM_TESTS    := ./guest ./vm/... ./test/e2e ./test/hardimage ./test/rootless ./test/crash ./test/bench
+VM_TESTS    := ./guest ./vm/... ./test/e2e ./test/pod ./test/hardimage ./test/rootless ./test/crash ./test/bench
 TEST_ENV    := CRADLE_GUEST=$(OUT)/guest CRADLE_TEST_KERNEL=$(OUT)/guest/bzImage \
                CRADLE_TEST_BIN=$(CURDIR)/bin CRADLE_TEST_IMAGES=$(OUT)/images \
                CRADLE_GUEST_DEBIAN=$(OUT)/guest-debian:$(OUT)/guest-debian-release

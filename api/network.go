@@ -32,13 +32,14 @@ type ContainerFiles struct {
 
 // Interface is one network interface of a guest.
 type Interface struct {
-	Slot      int      `json:"slot"`              // index in vm.Config.NICs
-	Name      string   `json:"name"`              // eth0, …
-	MAC       string   `json:"mac,omitempty"`     // as net.ParseMAC takes it; empty: as made
-	MTU       int      `json:"mtu,omitempty"`     // bytes, 68 to 65535; 0: as it is
-	Addresses []string `json:"addresses"`         // in CIDR form; IPv6 ones skip duplicate address detection
-	Routes    []Route  `json:"routes"`            // beside those of the addresses' own subnets
-	Sysctls   []Sysctl `json:"sysctls,omitempty"` // below net.ipv4.conf.<Name> and net.ipv6.conf.<Name>
+	Slot       int         `json:"slot"`                 // index in vm.Config.NICs
+	Name       string      `json:"name"`                 // eth0, …
+	MAC        string      `json:"mac,omitempty"`        // as net.ParseMAC takes it; empty: as made
+	MTU        int         `json:"mtu,omitempty"`        // bytes, 68 to 65535; 0: as it is
+	Addresses  []string    `json:"addresses"`            // in CIDR form; IPv6 ones skip duplicate address detection
+	Routes     []Route     `json:"routes"`               // beside those of the addresses' own subnets
+	Neighbours []Neighbour `json:"neighbours,omitempty"` // that are not to be asked for their hardware addresses
+	Sysctls    []Sysctl    `json:"sysctls,omitempty"`    // below net.ipv4.conf.<Name> and net.ipv6.conf.<Name>
 }
 
 // Route is a route through an interface.
@@ -46,6 +47,13 @@ type Route struct {
 	Destination string `json:"destination"`       // in CIDR form; 0.0.0.0/0 and ::/0 are the default routes
 	Gateway     string `json:"gateway,omitempty"` // empty: on the link
 	Metric      int    `json:"metric,omitempty"`
+	MTU         int    `json:"mtu,omitempty"` // bytes, 68 to 65535; 0: the interface's
+}
+
+// Neighbour is another host on an interface's link.
+type Neighbour struct {
+	Address string `json:"address"`
+	MAC     string `json:"mac"` // as net.ParseMAC takes it
 }
 
 // Sysctl is a key below an interface's directory and its value.

@@ -30,22 +30,30 @@ type network struct {
 // wantedNetwork is an api.Interface, checked and parsed.
 type wantedNetwork struct {
 	api.Interface
-	mac       []byte
-	addresses []netip.Prefix
-	routes    []wantedRoute
+	mac        []byte
+	addresses  []netip.Prefix
+	routes     []wantedRoute
+	neighbours []wantedNeighbour
 }
 
 type wantedRoute struct {
 	to      netip.Prefix
 	gateway netip.Addr // the zero Addr: on the link
 	metric  int
+	mtu     int // 0: the interface's
+}
+
+type wantedNeighbour struct {
+	address netip.Addr
+	mac     [6]byte
 }
 
 // Bounds of a request; more is a mistake.
 const (
-	maxAddresses = 64
-	maxRoutes    = 256
-	maxSysctls   = 64
+	maxAddresses  = 64
+	maxRoutes     = 256
+	maxNeighbours = 256
+	maxSysctls    = 64
 )
 
 // setNetwork answers MethodNetwork.
@@ -90,14 +98,14 @@ func parseInterface(i api.Interface) (*wantedNetwork, error) {
 	if i.MTU != 0 && (i.MTU < 68 || i.MTU > 65535) {
 		return nil, fmt.Errorf("MTU %d", i.MTU)
 	}
-	if len(i.Addresses) > maxAddresses || len(i.Routes) > maxRoutes || len(i.Sysctls) > maxSysctls {
-		return nil, errors.New("too many addresses, routes or sysctls")
+	if len(i.Addresses) > maxAddresses || len(i.Routes) > maxRoutes || len(i.Neighbours) > maxNeighbours || len(i.Sysctls) > maxSysctls {
+		return nil, errors.New("too many addresses, routes, neighbours or sysctls")
 	}
 	w.mac = api.SlotMAC(i.Slot)
 	if i.MAC != "" {
-		mac, err := net.ParseMAC(i.MAC)
-		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			return nil, fmt.Errorf("hardware address %.40q", i.MAC)
+		mac, err := parseMAC(i.MAC)
+		if err != nil {
+			return nil, err
 		}
 		w.mac = mac
 	}
@@ -113,7 +121,10 @@ func parseInterface(i api.Interface) (*wantedNetwork, error) {
 		if err != nil {
 			return nil, err
 		}
-		one := wantedRoute{to: to.Masked(), metric: r.Metric}
+		if r.MTU != 0 && (r.MTU < 68 || r.MTU > 65535) {
+			return nil, fmt.Errorf("MTU %d of the route to %s", r.MTU, to)
+		}
+		one := wantedRoute{to: to.Masked(), metric: r.Metric, mtu: r.MTU}
 		if r.Gateway != "" {
 			if one.gateway, err = netip.ParseAddr(r.Gateway); err != nil {
 				return nil, err
@@ -124,12 +135,32 @@ func parseInterface(i api.Interface) (*wantedNetwork, error) {
 		}
 		w.routes = append(w.routes, one)
 	}
+	for _, n := range i.Neighbours {
+		mac, err := parseMAC(n.MAC)
+		if err != nil {
+			return nil, err
+		}
+		one := wantedNeighbour{mac: [6]byte(mac)}
+		if one.address, err = netip.ParseAddr(n.Address); err != nil {
+			return nil, err
+		}
+		w.neighbours = append(w.neighbours, one)
+	}
 	for _, s := range i.Sysctls {
 		if s.Family != "ipv4" && s.Family != "ipv6" || !sysctlWord(s.Key) {
 			return nil, fmt.Errorf("sysctl %.20q %.40q", s.Family, s.Key)
 		}
 	}
 	return w, nil
+}
+
+// parseMAC parses the hardware address of one Ethernet host.
+func parseMAC(s string) (net.HardwareAddr, error) {
+	mac, err := net.ParseMAC(s)
+	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+		return nil, fmt.Errorf("hardware address %.40q", s)
+	}
+	return mac, nil
 }
 
 func interfaceName(s string) bool {
@@ -254,6 +285,11 @@ func (n *network) set(nl *rtnetlink, w, now *wantedNetwork) error {
 			return fmt.Errorf("address %s: %w", p, err)
 		}
 	}
+	for _, b := range w.neighbours {
+		if err := nl.neighbour(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index, b); err != nil {
+			return fmt.Errorf("neighbour %s: %w", b.address, err)
+		}
+	}
 	for _, r := range w.routes {
 		if err := nl.route(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index, r); err != nil {
 			return fmt.Errorf("route to %s: %w", r.to, err)
@@ -262,7 +298,7 @@ func (n *network) set(nl *rtnetlink, w, now *wantedNetwork) error {
 	return nil
 }
 
-// forget removes the routes and addresses that w does not have.
+// forget removes the routes, neighbours and addresses that w does not have.
 func (now *wantedNetwork) forget(nl *rtnetlink, index int, w *wantedNetwork) error {
 	gone := func(err error) bool {
 		return err == nil || err == unix.ESRCH || err == unix.EADDRNOTAVAIL || err == unix.ENOENT
@@ -271,6 +307,13 @@ func (now *wantedNetwork) forget(nl *rtnetlink, index int, w *wantedNetwork) err
 		if !slices.Contains(w.routes, r) {
 			if err := nl.route(unix.RTM_DELROUTE, 0, index, r); !gone(err) {
 				return fmt.Errorf("remove route to %s: %w", r.to, err)
+			}
+		}
+	}
+	for _, b := range now.neighbours {
+		if !slices.Contains(w.neighbours, b) {
+			if err := nl.neighbour(unix.RTM_DELNEIGH, 0, index, b); !gone(err) {
+				return fmt.Errorf("remove neighbour %s: %w", b.address, err)
 			}
 		}
 	}
@@ -326,6 +369,20 @@ func (n *rtnetlink) route(kind, flags uint16, index int, r wantedRoute) error {
 	if r.metric != 0 {
 		body = attribute32(body, unix.RTA_PRIORITY, uint32(r.metric))
 	}
+	if r.mtu != 0 {
+		body = attribute(body, unix.RTA_METRICS, attribute32(nil, unix.RTAX_MTU, uint32(r.mtu)))
+	}
+	return n.do(kind, flags, body)
+}
+
+// neighbour adds or removes a permanent entry of the neighbour table.
+func (n *rtnetlink) neighbour(kind, flags uint16, index int, b wantedNeighbour) error {
+	body := []byte{family(b.address), 0, 0, 0} // struct ndmsg, linux/neighbour.h
+	body = binary.NativeEndian.AppendUint32(body, uint32(index))
+	body = binary.NativeEndian.AppendUint16(body, unix.NUD_PERMANENT)
+	body = append(body, 0, unix.RTN_UNICAST)
+	body = attribute(body, unix.NDA_DST, b.address.AsSlice())
+	body = attribute(body, unix.NDA_LLADDR, b.mac[:])
 	return n.do(kind, flags, body)
 }
 

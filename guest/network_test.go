@@ -11,16 +11,17 @@ import (
 func TestParseNetwork(t *testing.T) {
 	good := api.Interface{
 		Slot: 1, Name: "eth0", MAC: "02:42:ac:11:00:02", MTU: 1400,
-		Addresses: []string{"172.17.0.2/16", "fd00::2/64"},
-		Routes:    []api.Route{{Destination: "0.0.0.0/0", Gateway: "172.17.0.1"}, {Destination: "10.1.2.3/8"}, {Destination: "::/0", Gateway: "fe80::1"}},
-		Sysctls:   []api.Sysctl{{Family: "ipv6", Key: "accept_ra", Value: "0"}},
+		Addresses:  []string{"172.17.0.2/16", "fd00::2/64"},
+		Routes:     []api.Route{{Destination: "0.0.0.0/0", Gateway: "172.17.0.1"}, {Destination: "10.1.2.3/8", MTU: 1300}, {Destination: "::/0", Gateway: "fe80::1"}},
+		Neighbours: []api.Neighbour{{Address: "169.254.1.1", MAC: "02:42:ac:11:00:01"}},
+		Sysctls:    []api.Sysctl{{Family: "ipv6", Key: "accept_ra", Value: "0"}},
 	}
 	wanted, err := parseNetwork([]api.Interface{good, {Slot: 0, Name: "eth1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := wanted[1]
-	if w.mac[1] != 0x42 || len(w.addresses) != 2 || w.routes[1].to != netip.MustParsePrefix("10.0.0.0/8") || w.routes[1].gateway.IsValid() {
+	if w.mac[1] != 0x42 || len(w.addresses) != 2 || len(w.neighbours) != 1 || w.routes[1].mtu != 1300 || w.routes[1].to != netip.MustParsePrefix("10.0.0.0/8") || w.routes[1].gateway.IsValid() {
 		t.Errorf("%+v", w)
 	}
 	if m := wanted[0].mac; string(m) != string(api.SlotMAC(0)) {
@@ -40,9 +41,15 @@ func TestParseNetwork(t *testing.T) {
 		"address":        func(i *api.Interface) { i.Addresses = []string{"172.17.0.2"} },
 		"route":          func(i *api.Interface) { i.Routes[0].Destination = "default" },
 		"mixed families": func(i *api.Interface) { i.Routes[0].Gateway = "fe80::1" },
-		"sysctl family":  func(i *api.Interface) { i.Sysctls[0].Family = "../kernel" },
-		"sysctl key":     func(i *api.Interface) { i.Sysctls[0].Key = "../all/forwarding" },
-		"addresses":      func(i *api.Interface) { i.Addresses = make([]string, maxAddresses+1) },
+		"route's MTU":    func(i *api.Interface) { i.Routes[1].MTU = 67 },
+		"neighbour":      func(i *api.Interface) { i.Neighbours = []api.Neighbour{{Address: "x", MAC: "02:42:ac:11:00:01"}} },
+		"neighbour's": func(i *api.Interface) {
+			i.Neighbours = []api.Neighbour{{Address: "10.0.0.1", MAC: "ff:42:ac:11:00:01"}}
+		},
+		"neighbours":    func(i *api.Interface) { i.Neighbours = make([]api.Neighbour, maxNeighbours+1) },
+		"sysctl family": func(i *api.Interface) { i.Sysctls[0].Family = "../kernel" },
+		"sysctl key":    func(i *api.Interface) { i.Sysctls[0].Key = "../all/forwarding" },
+		"addresses":     func(i *api.Interface) { i.Addresses = make([]string, maxAddresses+1) },
 	} {
 		bad := good
 		bad.Addresses = append([]string(nil), good.Addresses...)

@@ -122,7 +122,10 @@ type Guards struct {
 }
 
 // Load puts the programs into the kernel, with empty maps. It takes CAP_BPF and CAP_NET_ADMIN, or root.
-func Load() (*Guards, error) {
+func Load() (*Guards, error) { return load(func(*ebpf.CollectionSpec) {}) }
+
+// load is Load of programs and maps that adjust has changed.
+func load(adjust func(*ebpf.CollectionSpec)) (*Guards, error) {
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("raise the limit of locked memory: %w", err)
 	}
@@ -130,6 +133,7 @@ func Load() (*Guards, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read TAP programs: %w", err)
 	}
+	adjust(spec)
 	var o struct {
 		From      *ebpf.Program `ebpf:"from_guest"`
 		To        *ebpf.Program `ebpf:"to_guest"`
@@ -158,13 +162,32 @@ func Adopt(ifindexes []int) (*Guards, error) {
 	if err != nil {
 		return nil, err
 	}
+	return fresh.orThoseOn(ifindexes), nil
+}
+
+// fewFlows bounds the conversations under policies that AdoptFew's maps remember. It is the one map that takes its memory at
+// once (100 bytes each).
+const fewFlows = 1024
+
+// AdoptFew is Adopt for a network namespace that will have a handful of guarded devices. Maps are per namespace, because
+// interface indexes are.
+func AdoptFew(ifindexes []int) (*Guards, error) {
+	fresh, err := load(func(s *ebpf.CollectionSpec) { s.Maps["flows"].MaxEntries = fewFlows })
+	if err != nil {
+		return nil, err
+	}
+	return fresh.orThoseOn(ifindexes), nil
+}
+
+// orThoseOn returns the guards on one of these devices, if they are of g's version, and g otherwise; the other is closed.
+func (g *Guards) orThoseOn(ifindexes []int) *Guards {
 	for _, i := range ifindexes {
-		if g, err := fresh.sameOn(i); err == nil {
-			fresh.Close()
-			return g, nil
+		if found, err := g.sameOn(i); err == nil {
+			g.Close()
+			return found
 		}
 	}
-	return fresh, nil
+	return g
 }
 
 // sameOn finds the programs on a device when they are the same as g's but for their maps.
