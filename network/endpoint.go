@@ -148,7 +148,10 @@ func (n *Networks) checkEndpoint(net *network, s EndpointSpec) error {
 	if s.MAC != nil && (len(s.MAC) != 6 || s.MAC[0]&1 != 0) {
 		return fail(ErrInvalid, "invalid MAC address: %s", s.MAC)
 	}
-	return s.Policy.Check()
+	if err := s.Policy.Check(); err != nil {
+		return err
+	}
+	return s.Policy.checkAt(net.gateways())
 }
 
 // lease takes addresses for e; on error none.

@@ -18,7 +18,8 @@ import (
 //
 //	forward   established → accept; within one bridge → accept; to or from an internal network, to the metadata
 //	          range → drop; to a published port → accept; to a guest otherwise (another network's, or from outside) → drop
-//	input     from a guest to the host: our resolver and ping at the gateway, neighbour discovery; all else → drop
+//	input     from a guest to the host: our resolver and ping at the gateway, neighbour discovery, what its policy opens
+//	          there, answers to what the host began; all else → drop
 //	nat       published ports; guests that leave borrow the host's address
 type firewall struct{ table string }
 
@@ -26,6 +27,7 @@ type firewall struct{ table string }
 type hostState struct {
 	networks []Network
 	ports    []portElement
+	hosts    []hostElement
 }
 
 // portElement is a published port: host may be unspecified, then it stands for all addresses of its family.
@@ -33,6 +35,24 @@ type portElement struct {
 	protocol byte // IPPROTO_TCP or IPPROTO_UDP
 	host     netip.AddrPort
 	guest    netip.AddrPort
+}
+
+// hostElement lets a guest reach a port of the host, at its gateway.
+type hostElement struct {
+	guest    netip.Addr
+	protocol byte   // IPPROTO_TCP or IPPROTO_UDP
+	port     uint16 // 0: any
+}
+
+// hostElements are what an endpoint's policy opens of the host.
+func hostElements(e *Endpoint) []hostElement {
+	var all []hostElement
+	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+		if p.IsValid() {
+			all = append(all, e.Policy.hostPorts(p.Addr())...)
+		}
+	}
+	return all
 }
 
 // tableSets are the table's sets by what they hold.
@@ -51,6 +71,10 @@ type tableSets struct {
 	ports6     *nftables.Set
 	anyPorts4  *nftables.Set // protocol, port → guest
 	anyPorts6  *nftables.Set
+	hosts4     *nftables.Set // protocol, guest, port of the host's that it may reach
+	hosts6     *nftables.Set
+	anyHosts4  *nftables.Set // protocol, guest that may reach all of them
+	anyHosts6  *nftables.Set
 }
 
 func (f *firewall) tableOf() *nftables.Table {
@@ -86,12 +110,14 @@ func (f *firewall) sets(t *nftables.Table) *tableSets {
 		masked4: interval("masked4", ip), masked6: interval("masked6", ip6),
 		ports4: mapped("ports4", ip, protocol, ip, port), ports6: mapped("ports6", ip6, protocol, ip6, port),
 		anyPorts4: mapped("anyports4", ip, protocol, port), anyPorts6: mapped("anyports6", ip6, protocol, port),
+		hosts4: set("hosts4", protocol, ip, port), hosts6: set("hosts6", protocol, ip6, port),
+		anyHosts4: set("anyhosts4", protocol, ip), anyHosts6: set("anyhosts6", protocol, ip6),
 	}
 }
 
 func (s *tableSets) all() []*nftables.Set {
 	return []*nftables.Set{s.bridges, s.internal, s.metadata, s.loops, s.resolvers4, s.resolvers6, s.guests4, s.guests6,
-		s.masked4, s.masked6, s.ports4, s.ports6, s.anyPorts4, s.anyPorts6}
+		s.masked4, s.masked6, s.ports4, s.ports6, s.anyPorts4, s.anyPorts6, s.hosts4, s.hosts6, s.anyHosts4, s.anyHosts6}
 }
 
 // elements says what each set holds.
@@ -126,7 +152,24 @@ func (s *tableSets) elements(h hostState) map[*nftables.Set][]nftables.SetElemen
 		set, e := s.port(p)
 		add(set, e)
 	}
+	for _, p := range h.hosts {
+		set, e := s.host(p)
+		add(set, e)
+	}
 	return all
+}
+
+// host is the element of a port of the host's, and the set it belongs in.
+func (s *tableSets) host(h hostElement) (*nftables.Set, nftables.SetElement) {
+	key := slices.Concat([]byte{h.protocol, 0, 0, 0}, h.guest.AsSlice())
+	set, anyPort := s.hosts4, s.anyHosts4
+	if h.guest.Is6() {
+		set, anyPort = s.hosts6, s.anyHosts6
+	}
+	if h.port == 0 {
+		return anyPort, nftables.SetElement{Key: key}
+	}
+	return set, nftables.SetElement{Key: slices.Concat(key, portKey(h.port))}
 }
 
 // port is the element of a published port, and the map it belongs in.
@@ -210,21 +253,26 @@ func (f *firewall) remove() error {
 	return nil
 }
 
-// addPorts and removePorts change elements only.
+// addPorts and its like change elements only.
 func (f *firewall) addPorts(ports []portElement) error {
-	return f.changePorts(ports, func(c *nftables.Conn, s *nftables.Set, e []nftables.SetElement) error {
-		return c.SetAddElements(s, e)
-	})
+	return changeElements(f, ports, (*tableSets).port, (*nftables.Conn).SetAddElements)
 }
 
 func (f *firewall) removePorts(ports []portElement) error {
-	return f.changePorts(ports, func(c *nftables.Conn, s *nftables.Set, e []nftables.SetElement) error {
-		return c.SetDeleteElements(s, e)
-	})
+	return changeElements(f, ports, (*tableSets).port, (*nftables.Conn).SetDeleteElements)
 }
 
-func (f *firewall) changePorts(ports []portElement, change func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
-	if len(ports) == 0 {
+func (f *firewall) addHosts(hosts []hostElement) error {
+	return changeElements(f, hosts, (*tableSets).host, (*nftables.Conn).SetAddElements)
+}
+
+func (f *firewall) removeHosts(hosts []hostElement) error {
+	return changeElements(f, hosts, (*tableSets).host, (*nftables.Conn).SetDeleteElements)
+}
+
+func changeElements[T any](f *firewall, list []T, place func(*tableSets, T) (*nftables.Set, nftables.SetElement),
+	change func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
+	if len(list) == 0 {
 		return nil
 	}
 	c, err := nftables.New()
@@ -232,14 +280,14 @@ func (f *firewall) changePorts(ports []portElement, change func(*nftables.Conn, 
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	s := f.sets(f.tableOf())
-	for _, p := range ports {
-		set, e := s.port(p)
+	for _, one := range list {
+		set, e := place(s, one)
 		if err := change(c, set, []nftables.SetElement{e}); err != nil {
-			return fmt.Errorf("change ports: %w", err)
+			return fmt.Errorf("change firewall: %w", err)
 		}
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("change ports: %w", err)
+		return fmt.Errorf("change firewall: %w", err)
 	}
 	return nil
 }

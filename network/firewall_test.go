@@ -29,6 +29,9 @@ func TestFirewallTable(t *testing.T) {
 			{6, netip.MustParseAddrPort("[2001:db8::1]:81"), netip.MustParseAddrPort("[fd00:1::2]:80")},
 		},
 	}
+	for _, guest := range []string{"10.1.0.2", "fd00:1::2"} {
+		h.hosts = append(h.hosts, hostElement{netip.MustParseAddr(guest), 6, 5432}, hostElement{netip.MustParseAddr(guest), 17, 0})
+	}
 	if f.intact(h) {
 		t.Error("intact before it is made")
 	}
@@ -52,6 +55,15 @@ func TestFirewallTable(t *testing.T) {
 	}
 	if !f.intact(h) {
 		t.Error("not intact with the port again")
+	}
+	if err := f.removeHosts(h.hosts[1:2]); err != nil {
+		t.Fatal(err)
+	}
+	if f.intact(h) {
+		t.Error("intact without a port of the host's")
+	}
+	if err := f.addHosts(h.hosts[1:2]); err != nil {
+		t.Fatal(err)
 	}
 	c, err := nftables.New()
 	if err != nil {

@@ -71,10 +71,20 @@ func (n *kernel) dismantle(net *network) error {
 }
 
 // connect implements datapath.
-func (n *kernel) connect(net *network, e *Endpoint) error { return n.links.connect(&net.Network, e) }
+func (n *kernel) connect(net *network, e *Endpoint) error {
+	if err := n.firewall.addHosts(hostElements(e)); err != nil {
+		return err
+	}
+	return n.links.connect(&net.Network, e)
+}
 
 // disconnect implements datapath.
-func (n *kernel) disconnect(e *Endpoint) error { return n.links.disconnect(e.TAP) }
+func (n *kernel) disconnect(e *Endpoint) error {
+	if err := n.firewall.removeHosts(hostElements(e)); err != nil { // as with ports
+		n.poke()
+	}
+	return n.links.disconnect(e.TAP)
+}
 
 // addPorts implements datapath.
 func (n *kernel) addPorts(e *Endpoint) error { return n.firewall.addPorts(portElements(e)) }
@@ -108,6 +118,7 @@ func (n *kernel) hostState() hostState {
 	}
 	for _, e := range n.endpoints {
 		h.ports = append(h.ports, portElements(e)...)
+		h.hosts = append(h.hosts, hostElements(e)...)
 	}
 	return h
 }

@@ -270,7 +270,7 @@ func (l *links) assign(n *Network, e *Endpoint, index int) error {
 	if err != nil {
 		return err
 	}
-	if err := l.guards.SetPolicy(index, e.Policy.rules()); err != nil {
+	if err := l.guards.SetPolicy(index, e.Policy.rules(n.gateways())); err != nil {
 		return err
 	}
 	if err := l.guards.SetRates(index, bpf.Rate(e.Policy.Egress), bpf.Rate(e.Policy.Ingress)); err != nil {

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -10,11 +11,13 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/network/bpf"
 )
 
-// Policy is what a container may send, and how much. The zero Policy allows all.
+// Policy is what a container may send, and how much. The zero Policy allows all but the host's own services, which only a
+// rule opens.
 type Policy struct {
 	Rules   []Rule     `json:"rules,omitempty"` // the first that matches decides
 	Names   []NameRule `json:"names,omitempty"` // allow what no rule denies, while our resolver's answer holds
@@ -33,7 +36,8 @@ type Rate struct {
 // Rule speaks of the other side of a packet by its address.
 type Rule struct {
 	Allow    bool         `json:"allow"`
-	Prefix   netip.Prefix `json:"prefix"`
+	Host     bool         `json:"host,omitzero"`      // the host, at the network's gateways; Prefix is zero then
+	Prefix   netip.Prefix `json:"prefix,omitzero"`    // other addresses
 	Protocol string       `json:"protocol,omitempty"` // "tcp", "udp", "icmp"; empty: any
 	Low      uint16       `json:"low,omitzero"`       // ports; 0 and 0: any
 	High     uint16       `json:"high,omitzero"`
@@ -47,22 +51,32 @@ type NameRule struct {
 	High     uint16 `json:"high,omitzero"`
 }
 
-const maxNameRules = 256
+const (
+	maxRules     = 256
+	maxNameRules = 256
+	maxHostPorts = 128 // that rules open of the host, one by one
+)
 
 var domainPattern = regexp.MustCompile(`^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*$`)
 
 // Check reports the first thing in p that cannot be enforced, as ErrInvalid.
 func (p Policy) Check() error {
+	if len(p.Rules) > maxRules {
+		return fail(ErrInvalid, "invalid policy: more than %d rules", maxRules)
+	}
 	for _, r := range p.Rules {
-		if r.Prefix != r.Prefix.Masked() || r.Prefix.Addr().Is4In6() {
+		if r.Host != (r.Prefix == netip.Prefix{}) || r.Prefix != r.Prefix.Masked() || r.Prefix.Addr().Is4In6() {
 			return fail(ErrInvalid, "invalid policy: %s is not a prefix", r.Prefix)
 		}
 		if err := checkPorts(r.Protocol, r.Low, r.High); err != nil {
 			return err
 		}
 	}
-	if err := bpf.CheckRules(p.rules()); err != nil {
-		return fail(ErrInvalid, "invalid policy: %v", err)
+	if n := len(p.hostPorts(netip.IPv4Unspecified())); n > maxHostPorts {
+		return fail(ErrInvalid, "invalid policy: %d ports of the host: all can be opened, or at most %d", n, maxHostPorts)
+	}
+	if err := p.checkAt(nil); err != nil {
+		return err
 	}
 	if len(p.Names) > maxNameRules {
 		return fail(ErrInvalid, "invalid policy: more than %d names", maxNameRules)
@@ -87,6 +101,19 @@ func (p Policy) Check() error {
 	return nil
 }
 
+// checkAt is the part of Check that depends on the gateways of the network.
+func (p Policy) checkAt(gateways []netip.Addr) error {
+	if err := bpf.CheckRules(p.rules(gateways)); err != nil {
+		return fail(ErrInvalid, "invalid policy: %v", err)
+	}
+	return nil
+}
+
+// Equal tells whether two policies say the same in the same words.
+func (p Policy) Equal(q Policy) bool {
+	return slices.Equal(p.Rules, q.Rules) && slices.Equal(p.Names, q.Names) && p.Deny == q.Deny && p.Egress == q.Egress && p.Ingress == q.Ingress
+}
+
 func checkPorts(protocol string, low, high uint16) error {
 	if _, ok := protocolNumber(protocol); !ok {
 		return fail(ErrInvalid, "invalid policy: protocol %q is none of tcp, udp, icmp", protocol)
@@ -105,11 +132,48 @@ func protocolNumber(name string) (byte, bool) {
 // empty tells whether nothing is asked of a packet but its rate.
 func (p Policy) empty() bool { return len(p.Rules) == 0 && len(p.Names) == 0 && !p.Deny }
 
-func (p Policy) rules() []bpf.Rule {
+// rules are those of a guest on a network with these gateways, in order.
+func (p Policy) rules(gateways []netip.Addr) []bpf.Rule {
 	var all []bpf.Rule
 	for _, r := range p.Rules {
 		n, _ := protocolNumber(r.Protocol)
-		all = append(all, bpf.Rule{Allow: r.Allow, Prefix: r.Prefix, Protocol: n, Low: r.Low, High: r.High})
+		if !r.Host {
+			all = append(all, bpf.Rule{Allow: r.Allow, Prefix: r.Prefix, Protocol: n, Low: r.Low, High: r.High})
+			continue
+		}
+		for _, g := range gateways {
+			all = append(all, bpf.Rule{Allow: r.Allow, Prefix: netip.PrefixFrom(g, g.BitLen()), Protocol: n, Low: r.Low, High: r.High})
+		}
+	}
+	return all
+}
+
+// hostPorts are the host's services that the firewall lets a guest at this address reach; what of them a rule denies, the
+// TAP's program drops.
+func (p Policy) hostPorts(guest netip.Addr) []hostElement {
+	var all []hostElement
+	add := func(e hostElement) {
+		if !slices.Contains(all, e) {
+			all = append(all, e)
+		}
+	}
+	for _, r := range p.Rules {
+		n, _ := protocolNumber(r.Protocol)
+		if !r.Host || !r.Allow || r.Protocol == "icmp" { // which the gateway answers anyway
+			continue
+		}
+		for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+			if n != 0 && n != protocol {
+				continue
+			}
+			if r.High == 0 {
+				add(hostElement{guest, protocol, 0})
+				continue
+			}
+			for port := uint32(r.Low); port <= uint32(r.High) && len(all) <= maxHostPorts; port++ {
+				add(hostElement{guest, protocol, uint16(port)})
+			}
+		}
 	}
 	return all
 }
@@ -135,6 +199,9 @@ func (n *Networks) SetPolicy(ctx context.Context, endpoint string, p Policy) err
 	}
 	k, ok := n.path.(*kernel)
 	if !ok {
+		if p.Equal(Policy{}) {
+			return nil
+		}
 		return errNoPolicies()
 	}
 	n.mu.Lock()
@@ -143,14 +210,27 @@ func (n *Networks) SetPolicy(ctx context.Context, endpoint string, p Policy) err
 	if err != nil {
 		return err
 	}
-	old := e.Policy
-	e.Policy = p
-	if err := n.store.putEndpoint(*e); err != nil {
-		e.Policy = old
+	net := &n.networks[e.Network].Network
+	if err := p.checkAt(net.gateways()); err != nil {
 		return err
 	}
-	n.names.put(e)
-	return k.links.assign(&n.networks[e.Network].Network, e, index)
+	old, before := e.Policy, hostElements(e)
+	use := func(p Policy) error {
+		e.Policy = p
+		n.names.put(e) // first: what earlier rules have opened, assign closes
+		return k.links.assign(net, e, index)
+	}
+	err = use(p)
+	if err == nil {
+		err = n.store.putEndpoint(*e) // last: what the store has is in force
+	}
+	if err != nil {
+		return errors.Join(err, use(old))
+	}
+	if slices.Equal(before, hostElements(e)) {
+		return nil
+	}
+	return k.firewall.replace(k.hostState())
 }
 
 // tapOf finds an endpoint and the index of its interface.

@@ -63,6 +63,12 @@ func TestEgressPolicy(t *testing.T) {
 	if got, err := resolve(a, ea.Resolvers[0], "udp", "b", mdns.TypeA); err != nil || got != eb.IPv4.Addr().String() {
 		t.Errorf("a container's name: %q, %v", got, err)
 	}
+	set(Policy{Deny: true, Names: []NameRule{{Name: "*.example", Protocol: "tcp"}, {Name: "b", Protocol: "tcp", Low: 7, High: 7}}})
+	if _, err := resolve(a, ea.Resolvers[0], "udp", "b", mdns.TypeA); err != nil || ask(a, "tcp", port7(eb.IPv4.Addr())) == "" {
+		t.Errorf("a container whose name is allowed is closed: %v", err)
+	}
+	set(Policy{Deny: true, Names: []NameRule{{Name: "*.example", Protocol: "tcp"}}})
+	closed(t, a, port7(eb.IPv4.Addr()))
 	for name, want := range zone {
 		if got, err := resolve(a, ea.Resolvers[0], "udp", name, mdns.TypeA); err != nil || got != want {
 			t.Errorf("%s: %q, %v", name, got, err)

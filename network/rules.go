@@ -78,9 +78,19 @@ func hostRules(s *tableSets) []rule {
 	gate4, gate6 := at(ipv4(), 16, 4, s.resolvers4), at(ipv6(), 24, 16, s.resolvers6)
 	dns := func(protocol byte) rule { return join(upper(protocol), header(2, 2), equal([]byte{0, 53})) }
 	icmp := func(protocol, kind byte) rule { return join(upper(protocol), header(0, 1), equal([]byte{kind})) }
-	rules := []rule{join(state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept())}
+	// What a guest began is asked again with each packet, so that a policy that closes a port ends what goes through it.
+	rules := []rule{join(state(expr.CtStateBitESTABLISHED), reply(), accept()), join(state(expr.CtStateBitRELATED), accept())}
 	for _, gate := range []rule{gate4, gate6} {
 		rules = append(rules, join(gate, dns(unix.IPPROTO_UDP), accept()), join(gate, dns(unix.IPPROTO_TCP), accept()))
+	}
+	open := func(gate rule, protocol byte, source, size uint32, set, anyPort *nftables.Set) []rule {
+		guest := join(gate, upper(protocol), meta(expr.MetaKeyL4PROTO, word(0)), loadTo(word(1), source, size))
+		port := rule{&expr.Payload{DestRegister: word(1 + size/4), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}}
+		return []rule{join(guest, member(anyPort), accept()), join(guest, port, member(set), accept())}
+	}
+	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		rules = append(rules, open(gate4, protocol, 12, 4, s.hosts4, s.anyHosts4)...)
+		rules = append(rules, open(gate6, protocol, 8, 16, s.hosts6, s.anyHosts6)...)
 	}
 	return append(rules,
 		join(gate4, icmp(unix.IPPROTO_ICMP, 8), accept()),
@@ -180,6 +190,12 @@ func bits(key expr.CtKey, want uint32) rule {
 }
 
 func state(want uint32) rule { return bits(expr.CtKeySTATE, want) }
+
+// reply is a packet of whoever did not begin the conversation.
+func reply() rule {
+	const direction = 1 // IP_CT_DIR_REPLY
+	return rule{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg1}, &expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: []byte{direction}}}
+}
 
 // published is a connection whose destination was changed (IPS_DST_NAT).
 func published() rule { return bits(expr.CtKeySTATUS, 1<<5) }

@@ -95,6 +95,15 @@ func (n *Network) gateway(v4 bool) netip.Addr {
 	return netip.Addr{}
 }
 
+// gateways are the host's addresses on the network.
+func (n *Network) gateways() []netip.Addr {
+	var all []netip.Addr
+	for _, s := range n.Subnets {
+		all = append(all, s.Gateway)
+	}
+	return all
+}
+
 var (
 	namePattern   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 	bridgePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}$`)

@@ -111,7 +111,7 @@ func (n *streams) dismantle(net *network) error {
 
 // connect implements datapath. Frames pass from Plug on.
 func (n *streams) connect(_ *network, e *Endpoint) error {
-	if p := e.Policy; !p.empty() || p.Egress != (Rate{}) || p.Ingress != (Rate{}) {
+	if !e.Policy.Equal(Policy{}) {
 		return errNoPolicies()
 	}
 	return nil

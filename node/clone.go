@@ -108,6 +108,7 @@ func (n *Node) addSaved(source record, name string, labels map[string]string) (*
 	rec := record{
 		ID: newID(), Created: time.Now(), ImageID: source.ImageID, Config: source.Config, HostConfig: source.HostConfig,
 		Platform: source.Platform, Dir: source.Dir, Status: container.StateCreated, Cloning: true, Links: ownLinks(source.Links),
+		Policy: source.Policy,
 	}
 	rec.HostConfig.PortBindings = anyHostPort(source.HostConfig.PortBindings)
 	rec.Config.Hostname = rec.ID[:12] // an identity of its own, whatever name the source was given

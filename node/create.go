@@ -14,6 +14,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/node/runspec"
 )
@@ -48,6 +49,14 @@ func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec
 	rec := record{
 		ID: id, Created: time.Now(), ImageID: img.ID, Config: *prepared.Config, HostConfig: *prepared.Host,
 		Platform: "linux", Dir: dir, Status: container.StateCreated,
+	}
+	if text, there := r.Config.Labels[api.LabelNetworkPolicy]; there {
+		if rec.Policy, err = parsePolicy(text); err != nil {
+			return fail(err)
+		}
+		if err := n.canHavePolicy(&rec); err != nil {
+			return fail(err)
+		}
 	}
 	if r.NetworkingConfig != nil {
 		if rec.Links, err = n.linksAt(&rec, r.NetworkingConfig); err != nil {

@@ -257,7 +257,7 @@ func (c *ctr) sample(ctx context.Context) (container.StatsResponse, error) {
 		limit = uint64(rec.Sandbox.VM.Memory)
 	}
 	out.MemoryStats = container.MemoryStats{Usage: s.MemoryBytes, Limit: limit, Stats: map[string]uint64{"inactive_file": s.MemoryFile}}
-	out.Networks = networkStats(rec, s)
+	out.Networks = c.node.networkStats(rec, s)
 	out.PidsStats = container.PidsStats{Current: s.Pids, Limit: s.PidsLimit}
 	out.BlkioStats.IoServiceBytesRecursive = []container.BlkioStatEntry{
 		{Op: "read", Value: s.BlockReadBytes}, {Op: "write", Value: s.BlockWriteBytes},
@@ -265,13 +265,23 @@ func (c *ctr) sample(ctx context.Context) (container.StatsResponse, error) {
 	return out, nil
 }
 
-// networkStats is what has passed a container's interfaces. The guest counts them together; docker's clients add them up
-// anyway.
-func networkStats(rec record, s api.StatsResult) map[string]container.NetworkStats {
+// networkStats is what has passed a container's interfaces, and what was dropped in front of them. The guest counts them
+// together; docker's clients add them up anyway.
+func (n *Node) networkStats(rec record, s api.StatsResult) map[string]container.NetworkStats {
 	if len(rec.Links) == 0 {
 		return nil
 	}
-	return map[string]container.NetworkStats{"eth0": {RxBytes: s.NetRxBytes, TxBytes: s.NetTxBytes}}
+	out := container.NetworkStats{RxBytes: s.NetRxBytes, TxBytes: s.NetTxBytes}
+	for _, l := range rec.Links {
+		if l.Endpoint == nil {
+			continue
+		}
+		if from, to, err := n.networks.Counters(l.Endpoint.ID); err == nil { // else it is just going
+			out.TxPackets, out.RxPackets = out.TxPackets+from.Packets, out.RxPackets+to.Packets
+			out.TxDropped, out.RxDropped = out.TxDropped+from.Drops(), out.RxDropped+to.Drops()
+		}
+	}
+	return map[string]container.NetworkStats{"eth0": out}
 }
 
 // matchesPlatform reports whether the image can serve where a client asked for want.

@@ -30,6 +30,7 @@ type link struct {
 	Settings mobynet.EndpointSettings // what the user asked for
 	Endpoint *network.Endpoint        `json:",omitempty"` // while there is a VM
 	Slot     int                      `json:",omitempty"` // its interface, then
+	Policy   *api.NetworkPolicy       `json:",omitempty"` // in place of the container's
 }
 
 // newNICs makes the interfaces of a VM, connected to nothing yet.
@@ -151,10 +152,15 @@ func (c *ctr) attach(ctx context.Context, rec record, l *link, slot int, nic vm.
 	}
 	s.Ports = portSpecs(published)
 	s.Host = runspec.NeedsHost(&rec.HostConfig)
+	var err error
+	if s.Policy, err = compilePolicy(rec.policyOf(*l)); err != nil {
+		return err
+	}
 	e, err := c.node.networks.Attach(ctx, s)
 	if err != nil {
 		return networkError(err)
 	}
+	e.Policy = network.Policy{} // the record has it already, in the user's words
 	l.Name, l.Endpoint, l.Slot = e.NetworkName, &e, slot
 	return nil
 }
@@ -380,11 +386,13 @@ func (n *Node) reconcileNetworks(ctx context.Context) error {
 		return nil
 	}
 	var live network.Live
+	var recs []record
 	for _, c := range n.all() {
 		rec := c.snapshot()
 		if rec.Sandbox == nil {
 			continue
 		}
+		recs = append(recs, rec)
 		live.Sandboxes = append(live.Sandboxes, c.id)
 		for _, nic := range rec.Sandbox.VM.NICs {
 			if nic.TAP != "" {
@@ -396,5 +404,5 @@ func (n *Node) reconcileNetworks(ctx context.Context) error {
 	if len(report.Removed)+len(report.Made)+len(report.Lost) > 0 {
 		n.options.Log.Info("networks", "removed", report.Removed, "made", report.Made, "lost", report.Lost)
 	}
-	return err
+	return errors.Join(err, n.enforceAgain(ctx, recs))
 }

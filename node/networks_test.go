@@ -30,10 +30,10 @@ func TestNoneMatches(t *testing.T) {
 
 func TestNetworkStats(t *testing.T) {
 	s := api.StatsResult{NetRxBytes: 5, NetTxBytes: 7}
-	if got := networkStats(record{}, s); got != nil {
+	if got := (&Node{}).networkStats(record{}, s); got != nil {
 		t.Errorf("without a network: %v", got)
 	}
-	if got := networkStats(record{Links: []link{{Name: "web"}}}, s)["eth0"]; got.RxBytes != 5 || got.TxBytes != 7 {
+	if got := (&Node{}).networkStats(record{Links: []link{{Name: "web"}}}, s)["eth0"]; got.RxBytes != 5 || got.TxBytes != 7 {
 		t.Errorf("%+v", got)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/sandbox"
@@ -64,6 +65,9 @@ type record struct {
 
 	// Links are its networks.
 	Links []link `json:",omitempty"`
+
+	// Policy is that of all its networks that have none of their own; nil: everything may pass.
+	Policy *api.NetworkPolicy `json:",omitempty"`
 
 	// Removing: its removal has begun, and is finished by whoever finds it so.
 	Removing bool `json:",omitempty"`

@@ -22,6 +22,7 @@ func adjust(root *cobra.Command) {
 	for _, cmd := range existing(child(root, "run"), child(root, "create"), child(group, "run"), child(group, "create")) {
 		runSummoned(cmd)
 		runWarm(cmd)
+		runPolicy(cmd)
 	}
 }
 

@@ -59,6 +59,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	addSavedHandlers(extra, n)
 	addSnapshotHandlers(extra, n)
 	addCostHandlers(extra, n)
+	addPolicyHandlers(extra, n)
 	return &service{
 		Handler: dockerapi.New(n, dockerapi.Options{
 			Version: c.Version, Log: c.Log, Extra: map[string]http.Handler{"/cradle/v1/": extra},

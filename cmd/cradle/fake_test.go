@@ -91,7 +91,7 @@ type fakeNode struct {
 	mu      sync.Mutex
 	asked   []string
 	created string // the last container's create request
-	changed string // the last change of the pool
+	changed string // the last change of the pool, or of a network policy
 }
 
 func (f *fakeNode) requests() []string {
@@ -165,6 +165,8 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(map[string]any{"IDs": []string{id + "-" + r.URL.Query().Encode()}})
 	case path == "/cradle/v1/containers/redis/cost":
 		answer(fakeCost("redis"))
+	case strings.HasPrefix(path, "/cradle/v1/networks/policies"):
+		f.policies(w, r, strings.TrimPrefix(path, "/cradle/v1/networks/policies"))
 	case path == "/cradle/v1/costs":
 		answer([]map[string]any{fakeCost("redis"), fakeCost("busybox")})
 	case strings.HasSuffix(path, "-state"):

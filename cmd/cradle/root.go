@@ -133,5 +133,6 @@ func addOwnCommands(root *cobra.Command, docker *command.DockerCli, d *daemonDia
 	root.AddCommand(newDaemonCommand(daemon), newSummonCommand(docker, d), newCloneCommand(docker, d),
 		newSaveStateCommand(docker, d), newRestoreStateCommand(docker, d), newSnapshotCommand(docker, d), newPoolCommand(docker, d),
 		newCostCommand(docker, d), newManCommand())
+	child(root, "network").AddCommand(newPolicyCommand(docker, d))
 	child(root, "system").AddCommand(newPruneCommand(docker), newResetCommand(docker, d))
 }

@@ -42,7 +42,7 @@ type Asker struct {
 	Forward   bool             // other names may be asked of the upstreams
 	Upstreams []netip.AddrPort // in place of the server's; nil: the server's
 	Allow     func(name string) bool
-	// Opened is told of the addresses of a name from outside, and how long they hold, before the guest is.
+	// Opened is told of the addresses of a name, and how long they hold, before the guest is.
 	Opened func(name string, addresses []netip.Addr, ttl time.Duration)
 }
 
@@ -162,6 +162,7 @@ func (r *Resolver) reply(ctx context.Context, asker Asker, query *dns.Msg, tcp b
 	if records, ours := local(asker, name, q); ours {
 		m := refuse(dns.RcodeSuccess)
 		m.Answer = records
+		opened(asker, name, m)
 		return m
 	}
 	if !asker.Forward {
@@ -174,14 +175,19 @@ func (r *Resolver) reply(ctx context.Context, asker Asker, query *dns.Msg, tcp b
 	if err != nil {
 		return refuse(dns.RcodeServerFailure)
 	}
-	if asker.Opened != nil {
-		addresses, ttl := addressesOf(m)
-		if len(addresses) > 0 {
-			asker.Opened(name, addresses, ttl)
-		}
-	}
+	opened(asker, name, m)
 	m.Id, m.Question, m.RecursionDesired = query.Id, query.Question, query.RecursionDesired
 	return m
+}
+
+// opened tells of the addresses that the asker is about to hear of.
+func opened(asker Asker, name string, m *dns.Msg) {
+	if asker.Opened == nil {
+		return
+	}
+	if addresses, ttl := addressesOf(m); len(addresses) > 0 {
+		asker.Opened(name, addresses, ttl)
+	}
 }
 
 func dnssec(m *dns.Msg) bool {
