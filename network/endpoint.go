@@ -239,6 +239,19 @@ func (n *Networks) Detach(ctx context.Context, id string) error {
 	return n.detach(e)
 }
 
+// DetachAll is Detach for all endpoints of a sandbox. RemoveTAP does so for those that have TAPs.
+func (n *Networks) DetachAll(ctx context.Context, sandbox string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var errs []error
+	for _, e := range n.endpoints {
+		if e.Sandbox == sandbox {
+			errs = append(errs, n.detach(e))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func (n *Networks) detach(e *Endpoint) error {
 	n.names.remove(e)
 	err := n.path.disconnect(e)

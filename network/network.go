@@ -259,7 +259,8 @@ func (n *Networks) taken() (t struct{ ours, host []netip.Prefix }, err error) {
 }
 
 // choose returns a network's subnet of one family. One that the user gave may overlap with the host's routes only as docker's
-// may: not with another network's subnet, and not with an address range of an interface.
+// may: not with another network's subnet, and not with an address range of an interface. A network that is not in the kernel may
+// overlap with the host's, which its guests then do not reach.
 func (n *Networks) choose(v4 bool, given []Subnet, taken struct{ ours, host []netip.Prefix }) (Subnet, error) {
 	var sub Subnet
 	for _, g := range given {
@@ -274,7 +275,7 @@ func (n *Networks) choose(v4 bool, given []Subnet, taken struct{ ours, host []ne
 			return sub, fail(ErrExhausted, "all predefined address pools have been fully subnetted")
 		}
 		sub.Prefix = p
-	} else if overlaps(sub.Prefix, slices.Concat(taken.ours, taken.host)) {
+	} else if overlaps(sub.Prefix, taken.ours) || !n.Streams() && overlaps(sub.Prefix, taken.host) {
 		return sub, fail(ErrInvalid, "invalid pool request: Pool overlaps with other one on this address space")
 	}
 	l := newLeases(&sub)

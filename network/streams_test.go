@@ -289,6 +289,28 @@ func TestStreamsReplug(t *testing.T) {
 	}
 }
 
+// TestStreamsLeave: the endpoints of a sandbox that has gone go with it, and a subnet may be one of the host's.
+func TestStreamsLeave(t *testing.T) {
+	nettest.NeedRoot(t)
+	nettest.NewOutside(t)
+	ctx := context.Background()
+	n := openStreams(t, t.TempDir())
+	if _, err := n.Create(ctx, Spec{Name: "over", Subnets: []Subnet{{Prefix: netip.MustParsePrefix("203.0.113.0/24")}}}); err != nil {
+		t.Fatal(err)
+	}
+	gone := attachStream(t, n, EndpointSpec{Network: "over", Name: "gone", Ports: []PortSpec{{Protocol: "tcp", Container: 7}}})
+	attachStream(t, n, EndpointSpec{Network: "over", Name: "stays"})
+	if err := errors.Join(n.DetachAll(ctx, "gone"), n.DetachAll(ctx, "gone")); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := n.Endpoints("over"); err != nil || len(all) != 1 || all[0].Name != "stays" {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if _, err := fromHost(t, gone.e.Ports[0]); err == nil {
+		t.Error("the port of a guest that is gone is open")
+	}
+}
+
 // TestStreamsRefuse: what needs the kernel is refused, and leaves nothing.
 func TestStreamsRefuse(t *testing.T) {
 	ctx := context.Background()

@@ -181,7 +181,11 @@ func (c *ctr) freeMachine(rec record) {
 	if rec.Sandbox == nil {
 		return
 	}
-	if err := c.node.freeMachine(rec.Sandbox.VM); err != nil {
+	err := c.node.freeMachine(rec.Sandbox.VM)
+	if n := c.node.networks; n != nil && n.Streams() { // the record may not know of all endpoints that were made
+		err = errors.Join(err, n.DetachAll(context.Background(), c.id))
+	}
+	if err != nil {
 		c.node.options.Log.Error("give back what a virtual machine had", "container", c.id, "err", err)
 	}
 }

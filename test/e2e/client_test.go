@@ -99,7 +99,7 @@ func (c client) ok(t *testing.T, args ...string) string {
 // name is a container name for the test, and the container is gone when the test ends.
 func (c client) name(t *testing.T) string {
 	t.Helper()
-	name := strings.NewReplacer("/", "-", "#", "-").Replace(t.Name())
+	name := strings.NewReplacer("/", "-", "#", "-", "_", "-").Replace(t.Name())
 	t.Cleanup(func() { c.do(t, nil, "rm", "-f", name) })
 	return name
 }

@@ -20,8 +20,9 @@ func (c client) place(t *testing.T, name string) (ip, mac string) {
 }
 
 // Clones of a container that is on a network are on it too, each with an address, a name and a port of its own.
-func TestCloneOnNetwork(t *testing.T) {
-	c := inShared(t, "cradle")
+func TestCloneOnNetwork(t *testing.T) { cloneOnNetwork(t, inShared(t, "cradle")) }
+
+func cloneOnNetwork(t *testing.T, c client) {
 	name := c.name(t)
 	net, friend := name+"-net", name+"-friend"
 	clones := []string{name + "-clone-1", name + "-clone-2"}
@@ -66,8 +67,9 @@ func TestCloneOnNetwork(t *testing.T) {
 }
 
 // A hibernated container comes back with its network.
-func TestHibernatedOnNetwork(t *testing.T) {
-	c := inShared(t, "cradle")
+func TestHibernatedOnNetwork(t *testing.T) { hibernatedOnNetwork(t, inShared(t, "cradle")) }
+
+func hibernatedOnNetwork(t *testing.T, c client) {
 	name := c.name(t)
 	net, friend := name+"-net", name+"-friend"
 	t.Cleanup(func() {
@@ -94,8 +96,9 @@ func TestHibernatedOnNetwork(t *testing.T) {
 }
 
 // A container that starts warm serves its port, from an address of its own.
-func TestWarmOnNetwork(t *testing.T) {
-	c := inOwn(t)
+func TestWarmOnNetwork(t *testing.T) { warmOnNetwork(t, inOwn(t)) }
+
+func warmOnNetwork(t *testing.T, c client) {
 	run := func(name string) string {
 		c.ok(t, append([]string{"run", "-d", "--name", name, "--warm", "--warm-ready", "wget -qO- http://127.0.0.1/x", "-p", "127.0.0.1::80"}, serve("served")...)...)
 		at := c.ok(t, "port", name, "80")

@@ -41,135 +41,136 @@ func (c client) fetchFrom(t *testing.T, container, at string) string {
 }
 
 // Containers of a network find each other by name and alias; those of another do not reach them; ports are published.
-func TestNetworks(t *testing.T) {
-	both(t, func(t *testing.T, c client) {
-		name := c.name(t)
-		one, other := name+"-one", name+"-other"
-		server, friend, stranger := name+"-server", name+"-friend", name+"-stranger"
-		t.Cleanup(func() {
-			c.do(t, nil, "rm", "-f", server, friend, stranger)
-			c.do(t, nil, "network", "rm", one, other)
-		})
-		c.ok(t, "network", "create", "--subnet", "10.211.0.0/24", "--label", "a=b", one)
-		c.ok(t, "network", "create", other)
-		c.ok(t, append([]string{"run", "-d", "--name", server, "--network", one, "--ip", "10.211.0.77", "--network-alias", "store",
-			"-p", "127.0.0.1::80"}, serve("of-"+c.program)...)...)
-		c.ok(t, "run", "-d", "--name", friend, "--network", one, "busybox", "sleep", "1000")
-		c.ok(t, "run", "-d", "--name", stranger, "--network", other, "busybox", "sleep", "1000")
-		want := "of-" + c.program
-		for _, at := range []string{server, "store", "10.211.0.77"} {
-			if got := c.fetchFrom(t, friend, at); got != want {
-				t.Errorf("%s says %q", at, got)
-			}
-		}
-		at := c.ok(t, "port", server, "80")
-		if got := fetch(t, at); got != want {
-			t.Errorf("the published port says %q", got)
-		}
-		if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://10.211.0.77/x"); r.code == 0 {
-			t.Errorf("another network's container reaches it: %q", r.stdout)
-		}
-		if r := c.do(t, nil, "exec", stranger, "nslookup", server); r.code == 0 {
-			t.Errorf("another network's container knows its name: %q", r.stdout)
-		}
-		if r := c.do(t, nil, "run", "--rm", "-p", at+":80", "busybox", "true"); r.code != 125 || !strings.Contains(r.stderr, "port is already allocated") {
-			t.Errorf("a port that is taken: exit code %d, %s", r.code, r.stderr)
-		}
-		if r := c.do(t, nil, "network", "rm", one); r.code == 0 || !strings.Contains(r.stderr, "has active endpoints") {
-			t.Errorf("a network in use was removed: %s%s", r.stdout, r.stderr)
-		}
+func TestNetworks(t *testing.T) { both(t, networks) }
 
-		// Live: the stranger comes to the network, and leaves it.
-		c.ok(t, "network", "connect", one, stranger)
-		if got := c.fetchFrom(t, stranger, "store"); got != want {
-			t.Errorf("a container that was connected later: %q", got)
-		}
-		c.ok(t, "network", "disconnect", one, stranger)
-		if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://10.211.0.77/x"); r.code == 0 {
-			t.Error("a container that was disconnected still reaches the network")
-		}
-		c.ok(t, "rm", "-f", server)
-		if conn, err := net.Dial("tcp", at); err == nil {
-			conn.Close()
-			t.Error("the port of a container that is gone is open")
-		}
+func networks(t *testing.T, c client) {
+	name := c.name(t)
+	one, other := name+"-one", name+"-other"
+	server, friend, stranger := name+"-server", name+"-friend", name+"-stranger"
+	t.Cleanup(func() {
+		c.do(t, nil, "rm", "-f", server, friend, stranger)
+		c.do(t, nil, "network", "rm", one, other)
 	})
+	c.ok(t, "network", "create", "--subnet", "10.211.0.0/24", "--label", "a=b", one)
+	c.ok(t, "network", "create", other)
+	c.ok(t, append([]string{"run", "-d", "--name", server, "--network", one, "--ip", "10.211.0.77", "--network-alias", "store",
+		"-p", "127.0.0.1::80"}, serve("of-"+c.program)...)...)
+	c.ok(t, "run", "-d", "--name", friend, "--network", one, "busybox", "sleep", "1000")
+	c.ok(t, "run", "-d", "--name", stranger, "--network", other, "busybox", "sleep", "1000")
+	want := "of-" + c.program
+	for _, at := range []string{server, "store", "10.211.0.77"} {
+		if got := c.fetchFrom(t, friend, at); got != want {
+			t.Errorf("%s says %q", at, got)
+		}
+	}
+	at := c.ok(t, "port", server, "80")
+	if got := fetch(t, at); got != want {
+		t.Errorf("the published port says %q", got)
+	}
+	if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://10.211.0.77/x"); r.code == 0 {
+		t.Errorf("another network's container reaches it: %q", r.stdout)
+	}
+	if r := c.do(t, nil, "exec", stranger, "nslookup", server); r.code == 0 {
+		t.Errorf("another network's container knows its name: %q", r.stdout)
+	}
+	if r := c.do(t, nil, "run", "--rm", "-p", at+":80", "busybox", "true"); r.code != 125 || !strings.Contains(r.stderr, "port is already allocated") {
+		t.Errorf("a port that is taken: exit code %d, %s", r.code, r.stderr)
+	}
+	if r := c.do(t, nil, "network", "rm", one); r.code == 0 || !strings.Contains(r.stderr, "has active endpoints") {
+		t.Errorf("a network in use was removed: %s%s", r.stdout, r.stderr)
+	}
+
+	// Live: the stranger comes to the network, and leaves it.
+	c.ok(t, "network", "connect", one, stranger)
+	if got := c.fetchFrom(t, stranger, "store"); got != want {
+		t.Errorf("a container that was connected later: %q", got)
+	}
+	c.ok(t, "network", "disconnect", one, stranger)
+	if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://10.211.0.77/x"); r.code == 0 {
+		t.Error("a container that was disconnected still reaches the network")
+	}
+	c.ok(t, "rm", "-f", server)
+	if conn, err := net.Dial("tcp", at); err == nil {
+		conn.Close()
+		t.Error("the port of a container that is gone is open")
+	}
 }
 
 // The published port leads through the network that is the way out: also when that one is left, and when a better one comes.
-func TestPublishedPortsMove(t *testing.T) {
-	both(t, func(t *testing.T, c client) {
-		name := c.name(t)
-		one, two, server := name+"-one", name+"-two", name+"-server"
-		t.Cleanup(func() {
-			c.do(t, nil, "rm", "-f", server)
-			c.do(t, nil, "network", "rm", one, two)
-		})
-		c.ok(t, "network", "create", one)
-		c.ok(t, "network", "create", two)
-		c.ok(t, append([]string{"run", "-d", "--name", server, "--network", one, "-p", "127.0.0.1::80"}, serve("moved")...)...)
-		at := c.ok(t, "port", server, "80")
-		served := func(when string) {
-			t.Helper()
-			if got := c.ok(t, "port", server, "80"); got != at {
-				t.Errorf("%s: the port is at %q, and was at %q", when, got, at)
-			}
-			if got := fetch(t, at); got != "moved" {
-				t.Errorf("%s: the published port says %q", when, got)
-			}
-		}
-		served("at the start")
-		c.ok(t, "network", "connect", two, server)
-		served("on two networks")
-		c.ok(t, "network", "disconnect", one, server)
-		served("without the first")
-		c.ok(t, "network", "connect", one, server) // by its name, it is the way out again
-		served("with the first again")
-		c.ok(t, "network", "disconnect", two, server)
-		served("without the second")
+func TestPublishedPortsMove(t *testing.T) { both(t, publishedPortsMove) }
+
+func publishedPortsMove(t *testing.T, c client) {
+	name := c.name(t)
+	one, two, server := name+"-one", name+"-two", name+"-server"
+	t.Cleanup(func() {
+		c.do(t, nil, "rm", "-f", server)
+		c.do(t, nil, "network", "rm", one, two)
 	})
+	c.ok(t, "network", "create", one)
+	c.ok(t, "network", "create", two)
+	c.ok(t, append([]string{"run", "-d", "--name", server, "--network", one, "-p", "127.0.0.1::80"}, serve("moved")...)...)
+	at := c.ok(t, "port", server, "80")
+	served := func(when string) {
+		t.Helper()
+		if got := c.ok(t, "port", server, "80"); got != at {
+			t.Errorf("%s: the port is at %q, and was at %q", when, got, at)
+		}
+		if got := fetch(t, at); got != "moved" {
+			t.Errorf("%s: the published port says %q", when, got)
+		}
+	}
+	served("at the start")
+	c.ok(t, "network", "connect", two, server)
+	served("on two networks")
+	c.ok(t, "network", "disconnect", one, server)
+	served("without the first")
+	c.ok(t, "network", "connect", one, server) // by its name, it is the way out again
+	served("with the first again")
+	c.ok(t, "network", "disconnect", two, server)
+	served("without the second")
 }
 
 // What docker writes into a container about its networks.
-func TestNetworkFiles(t *testing.T) {
-	both(t, func(t *testing.T, c client) {
-		script := "cat /etc/hosts /etc/resolv.conf; ip -4 addr show eth0; ip route"
-		got := c.ok(t, "run", "--rm", "--hostname", "box", "--add-host", "up:host-gateway", "--add-host", "db:10.0.0.9",
-			"--dns", "192.0.2.53", "--dns-search", "example.org", "busybox", "sh", "-c", script)
-		gateway := ""
-		for _, line := range strings.Split(got, "\n") {
-			if rest, ok := strings.CutPrefix(line, "default via "); ok {
-				gateway, _, _ = strings.Cut(rest, " ")
-			}
+func TestNetworkFiles(t *testing.T) { both(t, networkFiles) }
+
+func networkFiles(t *testing.T, c client) {
+	script := "cat /etc/hosts /etc/resolv.conf; ip -4 addr show eth0; ip route"
+	got := c.ok(t, "run", "--rm", "--hostname", "box", "--add-host", "up:host-gateway", "--add-host", "db:10.0.0.9",
+		"--dns", "192.0.2.53", "--dns-search", "example.org", "busybox", "sh", "-c", script)
+	gateway := ""
+	for _, line := range strings.Split(got, "\n") {
+		if rest, ok := strings.CutPrefix(line, "default via "); ok {
+			gateway, _, _ = strings.Cut(rest, " ")
 		}
-		for _, want := range []string{"\tbox\n", gateway + "\tup\n", "10.0.0.9\tdb\n", "nameserver 192.0.2.53\n", "search example.org\n"} {
-			if gateway == "" || !strings.Contains(got, want) {
-				t.Errorf("no %q in\n%s", want, got)
-			}
+	}
+	for _, want := range []string{"\tbox\n", gateway + "\tup\n", "10.0.0.9\tdb\n", "nameserver 192.0.2.53\n", "search example.org\n"} {
+		if gateway == "" || !strings.Contains(got, want) {
+			t.Errorf("no %q in\n%s", want, got)
 		}
-		if got := c.ok(t, "run", "--rm", "--network", "none", "busybox", "sh", "-c", "ip -4 addr | grep -c inet; ip route | wc -l"); got != "1\n0" {
-			t.Errorf("without a network: %q", got)
+	}
+	if got := c.ok(t, "run", "--rm", "--network", "none", "busybox", "sh", "-c", "ip -4 addr | grep -c inet; ip route | wc -l"); got != "1\n0" {
+		t.Errorf("without a network: %q", got)
+	}
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--network", "nope"}, "network nope not found"},
+		{[]string{"--ip", "172.17.0.99"}, "user specified IP address is supported on user defined networks only"},
+		{[]string{"--network", "host"}, "not supported"},
+		{[]string{"-p", "80:80/sctp"}, "not supported"},
+	} {
+		r := c.do(t, nil, append(append([]string{"run", "--rm"}, test.args...), "busybox", "true")...)
+		if r.code != 125 || !strings.Contains(r.stderr, test.want) {
+			t.Errorf("%v: exit code %d, %s", test.args, r.code, r.stderr)
 		}
-		for _, test := range []struct {
-			args []string
-			want string
-		}{
-			{[]string{"--network", "nope"}, "network nope not found"},
-			{[]string{"--ip", "172.17.0.99"}, "user specified IP address is supported on user defined networks only"},
-			{[]string{"--network", "host"}, "not supported"},
-			{[]string{"-p", "80:80/sctp"}, "not supported"},
-		} {
-			r := c.do(t, nil, append(append([]string{"run", "--rm"}, test.args...), "busybox", "true")...)
-			if r.code != 125 || !strings.Contains(r.stderr, test.want) {
-				t.Errorf("%v: exit code %d, %s", test.args, r.code, r.stderr)
-			}
-		}
-	})
+	}
 }
 
 // After a kill of the daemon, and while there is none, networks go on; the next one has them all.
-func TestNetworksOutliveTheDaemon(t *testing.T) {
-	c := inOwn(t)
+func TestNetworksOutliveTheDaemon(t *testing.T) { networksOutliveTheDaemon(t, inOwn(t)) }
+
+func networksOutliveTheDaemon(t *testing.T, c client) {
 	c.ok(t, "network", "create", "web")
 	c.ok(t, append([]string{"run", "-d", "--name", "server", "--network", "web", "-p", "127.0.0.1::80"}, serve("still")...)...)
 	c.ok(t, "run", "-d", "--name", "friend", "--network", "web", "busybox", "sleep", "1000")
