@@ -95,7 +95,7 @@ func TestDefaultNetwork(t *testing.T) {
 	c, ec := two.guest(EndpointSpec{Network: Default, Name: "c"})
 	listen(t, b, "b")
 	reaches(t, a, port7(eb.IPv4.Addr()), "b")
-	closed(t, c, port7(eb.IPv4.Addr()))
+	closed(t, door{c, port7(eb.IPv4.Addr())})
 	if ea.IPv4 != prefix("172.17.0.2/16") || ec.IPv4 != prefix("172.18.0.2/16") {
 		t.Errorf("%s, %s", ea.IPv4, ec.IPv4)
 	}
@@ -130,9 +130,9 @@ func TestMoving(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	closed(t, g, port7(eb.IPv4.Addr()))
+	closed(t, door{g, port7(eb.IPv4.Addr())})
 	e = h.attach(EndpointSpec{Network: "two", Name: "a", TAP: e.TAP})
-	closed(t, g, port7(eb.IPv4.Addr())) // the guest has its old addresses
+	closed(t, door{g, port7(eb.IPv4.Addr())}) // the guest has its old addresses
 	if from, _, err := h.Counters(e.ID); err != nil || from.Drops() == 0 {
 		t.Errorf("%v, %v", from, err)
 	}

@@ -51,9 +51,8 @@ func TestPublishedPorts(t *testing.T) {
 		reaches(t, here{}, at(four, 8080), who)
 		reaches(t, here{}, at(six, 8080), who)
 		reaches(t, here{}, at(four, 8081), who)
-		closed(t, world, at(nettest.HostAddr(), 8081))
 		reaches(t, world, at(nettest.HostAddr(), 8082), who)
-		closed(t, here{}, at(four, 8082))
+		closed(t, door{world, at(nettest.HostAddr(), 8081)}, door{here{}, at(four, 8082)})
 	}
 	open(t, "a")
 	if got := ask(world, "tcp", at(nettest.HostAddr(), 8080)); got != "a sees "+nettest.OutsideAddr().String() {
@@ -106,8 +105,7 @@ func TestPublishedPorts(t *testing.T) {
 	if err := h.Detach(context.Background(), ea.ID); err != nil {
 		t.Fatal(err)
 	}
-	closed(t, world, at(nettest.HostAddr(), 8080))
-	closed(t, here{}, at(four, 8080))
+	closed(t, door{world, at(nettest.HostAddr(), 8080)}, door{here{}, at(four, 8080)})
 	l2, err := net.Listen("tcp", "0.0.0.0:8080")
 	if err != nil {
 		t.Fatalf("not released: %v", err)
@@ -184,7 +182,7 @@ func TestRepair(t *testing.T) {
 	listen(t, a, "a")
 	works := func() bool {
 		host := netip.AddrPortFrom(nettest.HostAddr(), 8080)
-		name, err := resolve(b, eb.Resolvers[0], "udp", "a", 1)
+		name, err := resolveWithin(wait, b, eb.Resolvers[0], "udp", "a", 1)
 		return once(b, "tcp", port7(ea.IPv4.Addr())) != "" && once(b, "tcp", port7(ea.IPv6.Addr())) != "" &&
 			once(world, "tcp", host) == "a sees "+nettest.OutsideAddr().String() && err == nil && name == ea.IPv4.Addr().String()
 	}

@@ -33,7 +33,7 @@ func TestPublishMovesPorts(t *testing.T) {
 	if ports, err := h.Publish(ctx, first.ID, nil); err != nil || len(ports) != 0 {
 		t.Fatalf("%v, %v", ports, err)
 	}
-	closed(t, world, host)
+	closed(t, door{world, host})
 	if ports, err := h.Publish(ctx, in.ID, specs); err != nil || len(ports) != 0 {
 		t.Errorf("on an internal network: %v, %v", ports, err)
 	}
@@ -56,7 +56,7 @@ func TestPublishMovesPorts(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	reaches(t, world, host, "second")
-	closed(t, world, netip.AddrPortFrom(nettest.HostAddr(), 8081))
+	closed(t, door{world, netip.AddrPortFrom(nettest.HostAddr(), 8081)})
 	if _, err := h.Publish(ctx, "nobody", nil); !errors.Is(err, ErrNotFound) {
 		t.Errorf("%v", err)
 	}
