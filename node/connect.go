@@ -124,22 +124,70 @@ func (n *Node) NetworkDisconnect(ctx context.Context, name, containerName string
 		return err
 	}
 	if gone.Endpoint != nil {
-		if err := c.leave([]link{gone}); err != nil {
+		if err := c.disconnect(ctx, rec, links, gone, force); err != nil {
 			return err
-		}
-		if r, err := c.current(); err == nil {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectLimit)
-			defer cancel()
-			links = slices.Clone(links)
-			err := c.movePorts(ctx, rec, links, &gone)
-			err = errors.Join(err, c.configure(ctx, r, rec, links), c.change(func(r *record) { r.Links = links }))
-			if err != nil && !force {
-				return err
-			}
 		}
 	}
 	n.networkEvent(events.ActionDisconnect, found.ID, found.Name, c.id)
 	return nil
+}
+
+// disconnect takes a container off a network that its record does not name any more. The endpoint goes last: as long as it
+// is there, it tells the next daemon of a change that was cut short. With force, it goes whatever the guest says.
+func (c *ctr) disconnect(ctx context.Context, rec record, links []link, gone link, force bool) error {
+	var err error
+	if r, notRunning := c.current(); notRunning == nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectLimit)
+		defer cancel()
+		links = slices.Clone(links)
+		err = c.movePorts(ctx, rec, links, &gone)
+		err = errors.Join(err, c.configure(ctx, r, rec, links), c.change(func(r *record) { r.Links = links }))
+	}
+	if force {
+		err = nil
+	}
+	return errors.Join(err, c.leave([]link{gone}))
+}
+
+// mendNetworks finishes a change of a running container's networks that a crash cut short: it is on those that its record
+// names, on no others, and the published ports lead to its way out.
+func (c *ctr) mendNetworks() {
+	c.op.Lock()
+	defer c.op.Unlock()
+	rec := c.snapshot()
+	links, gone, err := c.node.matchLinks(rec)
+	for _, l := range gone {
+		c.node.options.Log.Info("finish a change of networks that was cut short", "container", c.id, "network", l.Name)
+		err = errors.Join(err, c.disconnect(c.node.ctx, rec, links, l, false))
+		links = c.snapshot().Links
+	}
+	if err != nil {
+		c.node.options.Log.Error("mend networks", "container", c.id, "err", err)
+	}
+}
+
+// matchLinks returns a record's links with their endpoints as the networks have them, and those that the record lacks.
+func (n *Node) matchLinks(rec record) (links, gone []link, err error) {
+	links = slices.Clone(rec.Links)
+	if n.networks == nil {
+		return links, nil, nil
+	}
+	all, err := n.networks.Endpoints("")
+	if err != nil {
+		return links, nil, err
+	}
+	for _, e := range all {
+		if e.Sandbox != rec.ID {
+			continue
+		}
+		at := slices.IndexFunc(links, func(l link) bool { return l.Endpoint != nil && l.Endpoint.ID == e.ID })
+		if at < 0 {
+			gone = append(gone, link{Name: e.NetworkName, Endpoint: &e})
+			continue
+		}
+		links[at].Endpoint = &e
+	}
+	return links, gone, nil
 }
 
 // configure gives the guest of a running container these links.

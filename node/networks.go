@@ -155,14 +155,18 @@ func (n *Node) NetworkInspect(_ context.Context, name string) (mobynet.Inspect, 
 // findNetwork finds a network by name, id or the beginning of an id.
 func (n *Node) findNetwork(name string) (mobynet.Network, error) {
 	none := noneNetwork()
-	if name == none.Name || n.networks == nil && name != "" && strings.HasPrefix(none.ID, name) || name == none.ID {
+	isNone := name != "" && strings.HasPrefix(none.ID, name)
+	if name == none.Name || name == none.ID || n.networks == nil && isNone {
 		return none, nil
 	}
 	if n.networks == nil {
 		return mobynet.Network{}, notFound("network %s not found", name)
 	}
 	found, err := n.networks.Get(name)
-	if err != nil {
+	switch {
+	case isNone && errors.Is(err, network.ErrNotFound):
+		return none, nil
+	case err != nil:
 		return mobynet.Network{}, networkError(err)
 	}
 	return describe(found), nil

@@ -9,7 +9,8 @@ import (
 )
 
 // movePorts gives a running container's published ports to the link that is its way out now, with the numbers that they had on
-// the one that was. gone is a link that was taken away, or nil. On error the links that are left have the ports that they had.
+// the one that was. gone is a link that is about to be taken away, or nil: its ports are taken back. On error the links that are
+// left have the ports that they had.
 func (c *ctr) movePorts(ctx context.Context, rec record, links []link, gone *link) error {
 	n := c.node
 	out := n.wayOut(links)
@@ -20,6 +21,9 @@ func (c *ctr) movePorts(ctx context.Context, rec record, links []link, gone *lin
 	from := -1
 	if gone != nil && gone.Endpoint != nil {
 		had = gone.Endpoint.Ports
+		if err := n.publish(ctx, gone, nil); err != nil {
+			return err
+		}
 	}
 	for i, l := range links {
 		if l.Endpoint != nil && len(l.Endpoint.Ports) > 0 {

@@ -174,6 +174,11 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 	if up(rec.Status) {
 		n.options.Log.Info("found running container again", "container", c.id)
 		c.replug(machine, rec)
+		n.running.Add(1)
+		go func() {
+			defer n.running.Done()
+			c.mendNetworks()
+		}()
 		go c.follow(r)
 		return
 	}
