@@ -81,8 +81,13 @@ func (h *crashing) do(args ...string) result {
 // must runs a command until no daemon is killed under it; then it has to succeed. accept, when not empty, is an
 // error's text that is a success as well: an earlier try may have done the work.
 func (h *crashing) must(accept string, args ...string) (string, error) {
+	return retry(h.do, accept, args...)
+}
+
+// retry is must for commands that are run in another way.
+func retry(do func(args ...string) result, accept string, args ...string) (string, error) {
 	for {
-		r := h.do(args...)
+		r := do(args...)
 		switch {
 		case r.code == 0:
 			return r.out, nil
