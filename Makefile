@@ -23,8 +23,8 @@ RUN_PACKAGES  := qemu-system-x86 e2fsprogs
 BPF_PACKAGES := clang-14 llvm-14
 TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev $(BPF_PACKAGES)
 
-# What cradle is held against by `make parity`. Installing them starts a system's dockerd where systemd runs.
-PEER_PACKAGES := docker.io containerd runc iptables iproute2
+# What cradle is held against by `make parity` and `make bench`. Installing them starts a system's dockerd where systemd runs.
+PEER_PACKAGES := docker.io containerd runc iptables iproute2 wrk
 
 # Packages whose tests start virtual machines: not under the race detector, and one after the other.
 VM_TESTS    := ./guest ./vm/... ./test/e2e ./test/pod ./test/hardimage ./test/rootless ./test/crash ./test/bench

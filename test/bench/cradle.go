@@ -11,12 +11,17 @@ import (
 
 // startCradle starts a daemon of ours in a directory of its own, with the busybox image in it.
 func startCradle(ctx context.Context, e env, name string, flags ...string) (*side, error) {
+	return startCradleIn(ctx, e, name, nil, flags...)
+}
+
+// startCradleIn is startCradle with more environment for the daemon.
+func startCradleIn(ctx context.Context, e env, name string, environ []string, flags ...string) (*side, error) {
 	dir := filepath.Join(e.dir, name)
 	s := &side{name: "cradle", program: filepath.Join(e.bin, "cradle")}
 	s.env = ownEnv("CRADLE_ROOT="+filepath.Join(dir, "root"), "CRADLE_RUN="+filepath.Join(dir, "run"), "CRADLE_GUEST="+e.guest,
 		"DOCKER_CONFIG="+filepath.Join(e.dir, "config"))
 	cmd := exec.Command(s.program, append([]string{"daemon"}, flags...)...)
-	cmd.Env = s.env
+	cmd.Env = append(s.env[:len(s.env):len(s.env)], environ...)
 	p, err := launch(ctx, cmd, filepath.Join(e.dir, name+".log"), func(log string) bool { return strings.Contains(log, "daemon ready") })
 	if err != nil {
 		return nil, err

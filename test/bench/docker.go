@@ -14,7 +14,7 @@ import (
 // startDocker starts a dockerd that nothing else on the machine notices, with the busybox image in it: its mounts and its
 // network are in namespaces of their own, its cgroups below one that goes with it.
 func startDocker(ctx context.Context, e env) (*side, error) {
-	for _, program := range []string{"docker", "dockerd", "containerd", "runc", "ip"} {
+	for _, program := range []string{"docker", "dockerd", "containerd", "runc", "ip", "iptables"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return nil, err
 		}
@@ -33,7 +33,7 @@ func startDocker(ctx context.Context, e env) (*side, error) {
 	cgroup, socket := "cradle-bench-"+strconv.Itoa(os.Getpid()), filepath.Join(dir, "sock")
 	cmd, err := apart("ip link set lo up; ", "dockerd", "--data-root", filepath.Join(dir, "root"),
 		"--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"), "--host", "unix://"+socket,
-		"--bridge=none", "--iptables=false", "--storage-driver=overlay2", "--cgroup-parent", "/"+cgroup, "--config-file", config)
+		"--storage-driver=overlay2", "--cgroup-parent", "/"+cgroup, "--config-file", config)
 	if err != nil {
 		return nil, err
 	}

@@ -26,16 +26,18 @@ import (
 
 // env is what a measurement works with.
 type env struct {
-	bin, guest, images string // directories: our programs, a guest, test images
-	containerd         string // directory of containerd, ctr and the runc shim; empty: not to be had
-	runsc              string // the program; empty: not to be had
-	dir                string // scratch, removed at the end
-	runs               int    // of each measurement
-	few                int    // of those that take a minute each, at most runs
-	lines              int    // that the container prints in logs
-	containers         int    // in memory
-	crowd              int    // started at once
-	sandboxes          int    // alive together in many
+	bin, guest, images string        // directories: our programs, a guest, test images
+	containerd         string        // directory of containerd, ctr and the runc shim; empty: not to be had
+	runsc              string        // the program; empty: not to be had
+	dir                string        // scratch, removed at the end
+	runs               int           // of each measurement
+	few                int           // of those that take a minute each, at most runs
+	lines              int           // that the container prints in logs
+	containers         int           // in memory
+	crowd              int           // started at once
+	sandboxes          int           // alive together in many
+	requests           int           // that the server answers in web
+	turn               time.Duration // how long a web server is asked at a time
 }
 
 // group is a number of measurements that share what they need: it returns the rows it fills.
@@ -59,6 +61,7 @@ func groups() []group {
 		{name: "clone", run: clone},
 		{name: "warm", run: warm},
 		{name: "many", asked: true, run: many},
+		{name: "web", asked: true, run: web},
 	}
 }
 
@@ -87,19 +90,23 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.IntVar(&e.containers, "containers", 100, "containers under a daemon (memory)")
 	flags.IntVar(&e.crowd, "crowd", 150, "containers started at once (crowd)")
 	flags.IntVar(&e.sandboxes, "sandboxes", 500, "sandboxes alive together (many)")
+	flags.IntVar(&e.requests, "requests", 100_000, "requests that a web server answers (web)")
 	smoke := flags.Bool("smoke", false, "the least of everything: shows that the benchmarks work, measures nothing")
-	only := flags.String("only", "", "comma-separated names of measurements: "+strings.Join(names(), ", ")+"; all but many when empty")
+	only := flags.String("only", "", "comma-separated names of measurements: "+strings.Join(names(), ", ")+"; all but many and web when empty")
 	file := flags.String("json", "", "file to write every measurement to")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if *smoke {
-		e.runs, e.lines, e.containers, e.crowd, e.sandboxes = 1, 1000, 2, 2, 2
+		e.runs, e.lines, e.containers, e.crowd, e.sandboxes, e.requests = 1, 1000, 2, 2, 2, 100
 	}
 	if e.runs < 1 || flags.NArg() > 0 {
 		return errors.New("-n is at least 1, and there are no other arguments")
 	}
-	e.few = min(e.runs, 3)
+	e.few, e.turn = min(e.runs, 3), 5*time.Second
+	if *smoke {
+		e.turn = time.Second
+	}
 	chosen, err := choose(*only)
 	if err != nil {
 		return err

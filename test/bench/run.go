@@ -13,6 +13,7 @@ const readySandboxes = 2
 // sandbox, with one restored on the spot, with a cold boot, and as others do it.
 func runs(ctx context.Context, e env) (rows []row, err error) {
 	once := []string{"run", "--rm", "--network", "none", "busybox", "true"}
+	bridged := []string{"run", "--rm", "busybox", "true"}
 	var ours []contestant
 	var first *side
 	for _, kind := range []struct {
@@ -39,6 +40,9 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 		}
 		ours = append(ours, c)
 	}
+	onBridge := first.enter("cradle, hit, on its bridge", nil, bridged...)
+	onBridge.ready = ours[0].ready
+	ours = append(ours, onBridge)
 
 	docker, dockerErr := startDocker(ctx, e)
 	if dockerErr == nil {
@@ -55,7 +59,8 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 	}
 	turn := 0
 	results, err := race(ctx, e.runs, append(ours,
-		docker.enter("docker run --network none", dockerErr, "run", "--rm", "--network", "none", "busybox", "true"),
+		docker.enter("docker run --network none", dockerErr, once...),
+		docker.enter("docker run on its bridge", dockerErr, bridged...),
 		contestant{name: "ctr run", err: ctrErr, once: func(ctx context.Context) error {
 			turn++
 			return c.run(ctx, "--rm", "--fifo-dir", c.fifos(), image, fmt.Sprintf("turn%d", turn), "true")
@@ -66,15 +71,28 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	hit, restore, boot, run, ctr := results[0], results[1], results[2], results[3], results[4]
+	hit, restore, boot, bridge := results[0], results[1], results[2], results[3]
+	run, runBridge, ctr := results[4], results[5], results[6]
 	return []row{
 		against("run --rm busybox true, pool hit", hit, run, 0.25),
 		against("run --rm busybox true, pool hit", hit, ctr, 0.5),
-		against("run --rm busybox true, pool hit", hit, results[5], 0.7),
-		against("run --rm busybox true, pool hit", hit, results[6], 0),
+		against("run --rm busybox true, pool hit", hit, results[7], 0.7),
+		against("run --rm busybox true, pool hit", hit, results[8], 0),
+		against("run --rm busybox true, pool hit, bridge", bridge, runBridge, 0.25),
+		{name: "  of it, for the network", unit: unitSeconds, ours: differences(bridge.sample, hit.sample), goal: 0.015,
+			notes: "with a network minus without, turn by turn"},
 		against("run --rm busybox true, restored", restore, run, 0.5),
 		against("run --rm busybox true, cold boot", boot, run, 0),
 	}, nil
+}
+
+// differences are those of each two measurements that were made in the same turn.
+func differences(with, without sample) sample {
+	var d sample
+	for i := range min(len(with), len(without)) {
+		d = append(d, with[i]-without[i])
+	}
+	return d
 }
 
 // startWithBusybox starts a containerd with the test image in it, and returns the image's name.

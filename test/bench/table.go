@@ -17,6 +17,7 @@ const (
 	unitSeconds unit = "s"
 	unitBytes   unit = "B"
 	unitCount   unit = ""
+	unitRate    unit = "1/s"
 )
 
 // text writes a number of the unit for a reader: milliseconds, megabytes of 10^6 bytes.
@@ -28,6 +29,8 @@ func (u unit) text(v float64) string {
 		return fmt.Sprintf("%.1f ms", v*1e3)
 	case u == unitBytes:
 		return fmt.Sprintf("%.1f MB", v/1e6)
+	case u == unitRate:
+		return fmt.Sprintf("%.0f/s", v)
 	}
 	return fmt.Sprintf("%g", v)
 }
