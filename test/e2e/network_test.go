@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -204,4 +207,60 @@ func networksOutliveTheDaemon(t *testing.T, c client) {
 	if got := c.ok(t, "network", "ls", "--format", "{{.Name}}"); got != "bridge\nnone" {
 		t.Errorf("networks at the end: %q", got)
 	}
+}
+
+// webRequests is how many requests TestWebServer makes from each place.
+const webRequests = 200
+
+// A web server on a published port answers every request: from loopback, at another address of the host's, from a container.
+func TestWebServer(t *testing.T) {
+	c := inShared(t, "cradle")
+	web, asker := c.name(t)+"-web", c.name(t)+"-asker"
+	t.Cleanup(func() { c.do(t, nil, "rm", "-f", web, asker) })
+	c.ok(t, "run", "-d", "--name", web, "-p", "80", "nginx")
+	c.ok(t, "run", "-d", "--name", asker, "busybox", "sleep", "1000")
+	_, port, err := net.SplitHostPort(strings.Fields(c.ok(t, "port", web, "80"))[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	gateway := c.ok(t, "inspect", "-f", "{{.NetworkSettings.Networks.bridge.Gateway}}", web)
+	for _, host := range []string{"127.0.0.1", gateway} {
+		t.Run(host, func(t *testing.T) { askMany(t, "http://"+net.JoinHostPort(host, port)+"/", webRequests) })
+	}
+	// busybox opens a connection for each request.
+	script := fmt.Sprintf("for i in $(seq %d); do wget -qO /dev/null http://%s/ || exit 1; done", webRequests, net.JoinHostPort(gateway, port))
+	c.ok(t, "exec", asker, "sh", "-c", script)
+}
+
+// askMany asks over connections that stay open, some at a time. The server may be starting yet when the first is asked.
+func askMany(t *testing.T, url string, requests int) {
+	t.Helper()
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{MaxIdleConnsPerHost: 8}}
+	defer client.CloseIdleConnections()
+	once := func() error {
+		answer, err := client.Get(url)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		if _, err := io.Copy(io.Discard, answer.Body); err != nil || answer.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s, %w", answer.Status, err)
+		}
+		return nil
+	}
+	for end := time.Now().Add(time.Minute); once() != nil && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	}
+	var left atomic.Int64
+	left.Store(int64(requests))
+	var askers sync.WaitGroup
+	for range 8 {
+		askers.Go(func() {
+			for left.Add(-1) >= 0 {
+				if err := once(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	askers.Wait()
 }
