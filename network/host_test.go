@@ -46,8 +46,8 @@ func TestHostServices(t *testing.T) {
 	open("one port", "tcp", true)
 	open("one port", "udp", false)
 	for _, gate := range gates {
-		closed(t, b, gate)
-		closed(t, far, gate)
+		closed(t, door{b, gate})
+		closed(t, door{far, gate})
 	}
 	var begun net.Conn
 	a.Do(func() (err error) {

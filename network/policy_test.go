@@ -67,7 +67,7 @@ func TestEgressPolicy(t *testing.T) {
 		t.Errorf("a container whose name is allowed is closed: %v", err)
 	}
 	set(Policy{Deny: true, Names: []NameRule{{Name: "*.example", Protocol: "tcp"}}})
-	closed(t, a, port7(eb.IPv4.Addr()))
+	closed(t, door{a, port7(eb.IPv4.Addr())})
 	for name, want := range zone {
 		if got, err := resolve(a, ea.Resolvers[0], "udp", name, mdns.TypeA); err != nil || got != want {
 			t.Errorf("%s: %q, %v", name, got, err)

@@ -185,6 +185,7 @@ func (n *Node) matchLinks(rec record) (links, gone []link, err error) {
 			gone = append(gone, link{Name: e.NetworkName, Endpoint: &e})
 			continue
 		}
+		e.Policy = network.Policy{} // the record has it in the user's words
 		links[at].Endpoint = &e
 	}
 	return links, gone, nil
