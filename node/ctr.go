@@ -124,7 +124,11 @@ func (c *ctr) change(f func(*record)) error {
 	if c.hidden {
 		return nil
 	}
-	return c.node.store.put(c.rec)
+	err := c.node.store.put(c.rec)
+	if err != nil { // what it is now, it is, whatever the disk says
+		c.node.unsaved.add(c)
+	}
+	return err
 }
 
 // current returns the run of a running or paused container.

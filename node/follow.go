@@ -129,11 +129,7 @@ func (c *ctr) afterwards(rec record) {
 	c.mu.Unlock()
 	switch {
 	case rec.HostConfig.AutoRemove && !keep && !rec.Hibernated:
-		c.op.Lock()
-		defer c.op.Unlock()
-		if err := c.remove(); err != nil {
-			c.node.options.Log.Error("remove container after its exit", "container", c.id, "err", err)
-		}
+		c.removeAtLast()
 	case rec.Status == container.StateRestarting && c.node.enter() == nil:
 		go c.restartLater(rec)
 	}

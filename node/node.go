@@ -82,6 +82,7 @@ type Node struct {
 	timings    *timings
 	gate       *gate // starts go through it
 	started    time.Time
+	unsaved    *unsaved
 	setting    sync.Mutex // held by who changes the settings of the pool
 
 	// running counts the goroutines that follow VMs; ctx ends them.
@@ -119,7 +120,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU(), Filters: runspec.NewFilters()},
 		events:   newEventLog(), timings: newTimings(), gate: newGate(), started: time.Now(),
 		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]struct{}{},
-		leaving: map[*run]struct{}{},
+		leaving: map[*run]struct{}{}, unsaved: newUnsaved(),
 	}
 	if n.key, err = snapshot.OpenKey(filepath.Join(o.Root, "snapshot.key")); err != nil {
 		return nil, errors.Join(fmt.Errorf("open node: %w", err), st.Close())
@@ -132,6 +133,8 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		return nil, errors.Join(err, st.Close())
 	}
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
+	n.running.Add(1)
+	go n.saveLater()
 	if err := n.recover(ctx); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -145,6 +148,7 @@ func (n *Node) Close() error {
 	n.mu.Unlock()
 	n.stop()
 	n.running.Wait()
+	n.saveAgain()
 	n.closeDesks()
 	n.warmth.close()
 	var ended error

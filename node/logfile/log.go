@@ -71,6 +71,7 @@ type Log struct {
 	first  uint64 // number of the oldest file
 	last   uint64 // number of the file in use
 	size   int64  // of the file in use: what readers may read
+	torn   bool   // there may be more in it than size, which is to be cut off before anything is appended
 	state  state
 	closed bool
 	grown  chan struct{} // closed when size, last or closed changes; nil when nobody waits
@@ -243,6 +244,12 @@ func (l *Log) append(stream byte, data []byte, at time.Time, nextOffset uint64) 
 	if l.closed {
 		return ErrClosed
 	}
+	if l.torn {
+		if err := l.file.Truncate(l.size); err != nil {
+			return fmt.Errorf("append to log: %w", err)
+		}
+		l.torn = false
+	}
 	if l.size >= l.maxSize {
 		if err := l.rotate(); err != nil {
 			return fmt.Errorf("rotate log: %w", err)
@@ -268,12 +275,7 @@ func (l *Log) append(stream byte, data []byte, at time.Time, nextOffset uint64) 
 		next.after(&e)
 		l.buf = appendEntry(l.buf, &e)
 	}
-	if _, err := l.file.Write(l.buf); err != nil {
-		// A part may have been written, when the disk is full: readers do not see it, and it must not stay.
-		if terr := l.file.Truncate(l.size); terr != nil {
-			l.finish()
-			return fmt.Errorf("append to log: %w (and cutting it off again: %v)", err, terr)
-		}
+	if err := l.write(l.buf); err != nil {
 		return fmt.Errorf("append to log: %w", err)
 	}
 	l.size += int64(len(l.buf))
@@ -283,6 +285,16 @@ func (l *Log) append(stream byte, data []byte, at time.Time, nextOffset uint64) 
 	}
 	l.wake()
 	return nil
+}
+
+// write adds to the file all of b or nothing. A part that was written, when the disk is full, readers do not see, and it is cut
+// off again; at the latest before something else comes after it. l.mu is held.
+func (l *Log) write(b []byte) error {
+	n, err := l.file.Write(b)
+	if err != nil && n > 0 {
+		l.torn = l.file.Truncate(l.size) != nil
+	}
+	return err
 }
 
 // cutLine splits data after its first newline, or at MaxLine.

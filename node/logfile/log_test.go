@@ -406,3 +406,26 @@ func BenchmarkRead(b *testing.B) {
 		})
 	}
 }
+
+// What a full disk has left of an entry is cut off before the next one, also where that could not be done at once.
+func TestTornAppend(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir, Options{})
+	add(t, l, api.Stdout, "one\n")
+	l.mu.Lock()
+	if _, err := l.file.Write([]byte("half an entry")); err != nil {
+		t.Fatal(err)
+	}
+	l.torn = true
+	l.mu.Unlock()
+	if got := text(t, l, all); got != "one\n" {
+		t.Errorf("torn, it reads %q", got)
+	}
+	add(t, l, api.Stdout, "two\n")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := text(t, open(t, dir, Options{}), all); got != "one\ntwo\n" {
+		t.Errorf("opened again, it reads %q", got)
+	}
+}
