@@ -279,7 +279,7 @@ func (p *Pool) ready(c *class) (r *Ready, t *template, err error) {
 	if t == nil {
 		return nil, nil, nil
 	}
-	if r, err = p.restore(p.ctx, t); err != nil {
+	if r, err = p.restore(p.ctx, t, 0); err != nil {
 		return nil, t, err
 	}
 	if err := p.o.Warm.run(p.ctx, r.Sandbox, p.layer, r.Config.VM.Dir); err != nil {

@@ -288,7 +288,7 @@ func (p *Pool) onTheSpot(ctx context.Context, c *class) *Ready {
 		}
 		return nil
 	}
-	r, err := p.restore(ctx, t)
+	r, err := p.restore(ctx, t, p.codeCache())
 	switch {
 	case err == nil:
 		p.mu.Lock()
@@ -415,8 +415,8 @@ func (p *Pool) forget(c sandbox.Config) error {
 	return err
 }
 
-// restore makes a sandbox from a template.
-func (p *Pool) restore(ctx context.Context, t *template) (*Ready, error) {
+// restore makes a sandbox from a template; code is vm.Config.CodeCache.
+func (p *Pool) restore(ctx context.Context, t *template, code int64) (*Ready, error) {
 	select {
 	case p.restoring <- struct{}{}:
 		defer func() { <-p.restoring }()
@@ -429,6 +429,7 @@ func (p *Pool) restore(ctx context.Context, t *template) (*Ready, error) {
 	if err != nil {
 		return nil, hostError{err}
 	}
+	c.VM.CodeCache = code
 	box, err := sandbox.Restore(ctx, t.saved, c, t.Token)
 	if err != nil {
 		return nil, errors.Join(err, p.forget(c))

@@ -35,6 +35,8 @@ const (
 	MinMemory = 48 << 20
 	MaxMemory = 16 << 40
 	MaxCPUs   = 64
+	// MinCodeCache is the least Config.CodeCache; with less, little else is done than translating again.
+	MinCodeCache = 8 << 20
 	// MaxNICs is how many network interfaces a VM may have: what is left of microvm's eight virtio slots.
 	MaxNICs = 4
 	// MaxSerial is the longest Disk.Serial: what QEMU's scsi-hd reports in VPD page 0x80.
@@ -62,6 +64,11 @@ type Config struct {
 
 	// Cgroup is an existing cgroup v2 directory the monitor is started in; empty: the caller's.
 	Cgroup string
+
+	// CodeCache bounds what a monitor that emulates the processor keeps of the guest's code in its own, in bytes, a multiple of
+	// 1 MiB, MinCodeCache at least; 0: as it sees fit. What does not fit is translated again when it runs again: less of it saves
+	// the host's memory and costs time. Of no effect where the processor is the host's.
+	CodeCache int64
 
 	// Savable makes a VM without disks whose state a Snapshotter can save. Only drivers that are a Restorer take it.
 	Savable bool
@@ -235,6 +242,9 @@ func (c *Config) Check() error {
 	case "", AccelAuto, AccelKVM, AccelTCG:
 	default:
 		return bad("Accel", "%q is none of auto, kvm, tcg", c.Accel)
+	}
+	if c.CodeCache != 0 && (c.CodeCache < MinCodeCache || c.CodeCache%(1<<20) != 0) {
+		return bad("CodeCache", "%d bytes is neither 0 nor a whole number of MiB from %d MiB", c.CodeCache, MinCodeCache>>20)
 	}
 	if c.Kernel == "" {
 		return bad("Kernel", "no kernel given")

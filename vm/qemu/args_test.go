@@ -40,6 +40,9 @@ func TestArgs(t *testing.T) {
 			}
 		})
 	}
+	if line := strings.Join((&launch{accel: vm.AccelTCG, code: 16 << 20}).args(), " "); !strings.Contains(line, " tcg,tb-size=16 ") {
+		t.Errorf("with little translated code: %s", line)
+	}
 	bare := launch{accel: vm.AccelTCG, initrd: -1}
 	if line := strings.Join(bare.args(), " "); strings.Contains(line, "-initrd") || strings.Contains(line, "tsc") {
 		t.Errorf("without initrd and frequency: %s", line)

@@ -89,7 +89,7 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 	}
 	l := launch{
 		binary: q.binary, version: q.version, id: c.ID, accel: accel,
-		cpus: c.CPUs, memory: ramSize(accel, c.Memory), cmdline: c.Cmdline, initrd: -1, restore: in.restore,
+		cpus: c.CPUs, memory: ramSize(accel, c.Memory), cmdline: c.Cmdline, code: c.CodeCache, initrd: -1, restore: in.restore,
 	}
 	if accel == vm.AccelTCG {
 		l.tscKHz, l.count = d.tscKHz(), d.count

@@ -35,6 +35,7 @@ func (d *Driver) StateVersion(context.Context) (string, error) {
 		return "", err
 	}
 	l := launch{version: q.version, accel: accel}
+	known := launch{version: q.version, accel: accel, tscKHz: d.tscKHz()}
 	// Under TCG the guest's clock counts the host's ticks, whose frequency it was told at boot: to 2 MHz, since each
 	// measurement is a little different. Under KVM it sees the host's processor.
 	host := fmt.Sprintf("tsc %d MHz", (d.tscKHz()+1000)/2000*2)
@@ -46,7 +47,7 @@ func (d *Driver) StateVersion(context.Context) (string, error) {
 		host = string(bytes.Join(modelName.FindSubmatch(info), nil))
 	}
 	// What the kernel was told at boot, it keeps.
-	return fmt.Sprintf("%s; %s; %s; %s; %s; %s", q.build, l.machine(), l.processor(), l.kernelWords(), host, nicArg{}.args(0)), nil
+	return fmt.Sprintf("%s; %s; %s; %s; %s; %s", q.build, known.machine(), l.processor(), l.kernelWords(), host, nicArg{}.args(0)), nil
 }
 
 // Load implements vm.Restorer.

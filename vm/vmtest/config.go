@@ -34,6 +34,8 @@ func (s *suite) testConfig(t *testing.T) {
 		{"no CPU", func(c *vm.Config) { c.CPUs = 0 }, "CPUs"},
 		{"little memory", func(c *vm.Config) { c.Memory = 1 << 20 }, "Memory"},
 		{"odd memory", func(c *vm.Config) { c.Memory++ }, "Memory"},
+		{"little code", func(c *vm.Config) { c.CodeCache = 1 << 20 }, "CodeCache"},
+		{"odd code", func(c *vm.Config) { c.CodeCache = vm.MinCodeCache + 1 }, "CodeCache"},
 		{"unknown accelerator", func(c *vm.Config) { c.Accel = "warp" }, "Accel"},
 		{"no kernel", func(c *vm.Config) { c.Kernel = "" }, "Kernel"},
 		{"missing kernel", func(c *vm.Config) { c.Kernel = missing }, missing},
