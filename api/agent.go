@@ -17,21 +17,22 @@
 //
 // # States
 //
-// A container is created (MethodCreate: its rootfs is mounted, nothing runs), running (MethodStart), stopped
-// (its first process has exited; its other processes are killed by the kernel with the PID namespace) and
+// A container is created (MethodCreate: its rootfs is mounted, nothing runs), running (MethodStart; MethodRun does
+// both), stopped (its first process has exited; its other processes are killed by the kernel with the PID namespace) and
 // gone (MethodDelete). An exec is running or stopped, and goes with its container or its own MethodDelete.
 // A method asked for in another state answers CodeFailedPrecondition; an unknown id, CodeNotFound.
 package api
 
 import (
 	"fmt"
+	"math"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 const (
 	// ProtocolVersion is compared for equality when a session opens. Raise it on every incompatible change.
-	ProtocolVersion = 3
+	ProtocolVersion = 4
 
 	// AgentPortName is the virtio-serial port that carries the agent protocol; in the guest it is found as
 	// /sys/class/virtio-ports/*/name.
@@ -57,8 +58,6 @@ const (
 	MethodPing      = "ping"      // none → PingResult
 	MethodConfigure = "configure" // ConfigureRequest → none; before anything of the tenant runs, and after restore
 	MethodCreate    = "create"    // CreateRequest → none
-	MethodStart     = "start"     // ProcessRef (Exec empty) → StartResult
-	MethodExec      = "exec"      // ExecRequest → StartResult
 	MethodWait      = "wait"      // ProcessRef → ExitStatus; answers when the process has exited, at once if it has
 	MethodSignal    = "signal"    // SignalRequest → none; with signal 0 StartResult, also of a process that has ended
 	MethodResize    = "resize"    // ResizeRequest → none
@@ -73,13 +72,26 @@ const (
 	// stream that breaks (rather than ends) leaves the standard input open.
 	MethodStdin = "stdin"
 
+	// MethodRun, MethodStart and MethodExec are streaming methods that start a process: a container that they make
+	// (CreateRequest), one that has been made (ProcessRef, Exec empty), an exec (ExecRequest) → StartResult. What
+	// follows is as with MethodOutput from offset 0, so that a process that ends soon is one call from its start to
+	// its being forgotten. The process outlives the stream.
+	MethodRun   = "run"
+	MethodStart = "start"
+	MethodExec  = "exec"
+
 	// MethodOutput is a streaming method: OutputRequest → OutputResult, then guest → host output records (see
-	// OutputHeader), and host → guest acknowledgements: big-endian uint64 offsets, each saying that
-	// everything before it is safe and may be forgotten. The guest half-closes when the process has exited
-	// and all of its output has been sent.
+	// OutputHeaderSize), and host → guest acknowledgements: big-endian uint64 offsets, each saying that
+	// everything before it is safe and may be forgotten. When the process has exited and all of its output has been
+	// sent, an exit record (see ExitStatus.AppendRecord) follows, and the guest half-closes. The host may then
+	// answer with Forget.
 	// A new output stream of the same process replaces the one before.
 	MethodOutput = "output"
 )
+
+// Forget, in the place of an acknowledged offset, says that the host has all there is to know of an exec, which is then
+// deleted. Of a container's first process only the output is forgotten.
+const Forget = math.MaxUint64
 
 // ErrorCode classifies what an agent's error means to the caller.
 type ErrorCode string
@@ -210,16 +222,11 @@ type ProcessRef struct {
 	Exec string `json:"exec,omitempty"`
 }
 
-// StartResult answers MethodStart and MethodExec, and MethodSignal with signal 0.
+// StartResult answers MethodRun, MethodStart and MethodExec, and MethodSignal with signal 0.
 type StartResult struct {
 	PID int `json:"pid"` // in the guest's first PID namespace
-}
-
-// ExitStatus is how a process ended.
-type ExitStatus struct {
-	Code      int   `json:"code"`      // 0..255; 128+n when signal n killed it
-	OOMKilled bool  `json:"oomKilled"` // the container's memory limit, or the guest's, killed it
-	UnixNanos int64 `json:"unixNanos"` // guest clock: a hint, not evidence
+	// CreateNanos is how long MethodRun took to make the container, before it started its process: a hint.
+	CreateNanos int64 `json:"createNanos,omitempty"`
 }
 
 // SignalRequest sends a signal.
@@ -249,17 +256,6 @@ type OutputRequest struct {
 type OutputResult struct {
 	Offset uint64 `json:"offset"`
 }
-
-// OutputHeaderSize is the length of an output record's header: one byte stream (1 stdout, 2 stderr), three zero
-// bytes, big-endian uint32 payload length (1..MaxOutputChunk). It is docker's stdcopy header, so an attach can
-// pass records on as they are.
-const OutputHeaderSize = 8
-
-// Streams of an output record.
-const (
-	Stdout byte = 1
-	Stderr byte = 2
-)
 
 // Process is one row of ProcessesResult.
 type Process struct {

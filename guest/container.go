@@ -133,11 +133,11 @@ func (c *container) prepare(nodes []string) error {
 }
 
 // start runs the container's first process.
-func (c *container) start() (pid int, err error) {
+func (c *container) start() (*process, error) {
 	c.mu.Lock()
 	if c.state != created {
 		c.mu.Unlock()
-		return 0, api.Errorf(api.CodeFailedPrecondition, "container %s is not in state created", c.req.ID)
+		return nil, api.Errorf(api.CodeFailedPrecondition, "container %s is not in state created", c.req.ID)
 	}
 	c.state = starting
 	c.mu.Unlock()
@@ -150,28 +150,28 @@ func (c *container) start() (pid int, err error) {
 	defer c.mu.Unlock()
 	if err != nil {
 		c.state = created
-		return 0, err
+		return nil, err
 	}
 	c.init, c.state = p, running
-	return p.pid, nil
+	return p, nil
 }
 
 // exec runs another process in the container.
-func (c *container) exec(r *api.ExecRequest) (pid int, err error) {
+func (c *container) exec(r *api.ExecRequest) (*process, error) {
 	if !validID(r.Exec) {
-		return 0, api.Errorf(api.CodeInvalid, "exec id %.40q", r.Exec)
+		return nil, api.Errorf(api.CodeInvalid, "exec id %.40q", r.Exec)
 	}
 	if err := checkProcess(r.Process); err != nil {
-		return 0, err
+		return nil, err
 	}
 	c.mu.Lock()
 	if c.state != running || !c.init.running() {
 		c.mu.Unlock()
-		return 0, api.Errorf(api.CodeFailedPrecondition, "container %s is not running", c.req.ID)
+		return nil, api.Errorf(api.CodeFailedPrecondition, "container %s is not running", c.req.ID)
 	}
 	if _, taken := c.execs[r.Exec]; taken {
 		c.mu.Unlock()
-		return 0, api.Errorf(api.CodeExists, "exec %s exists", r.Exec)
+		return nil, api.Errorf(api.CodeExists, "exec %s exists", r.Exec)
 	}
 	c.execs[r.Exec] = nil
 	c.mu.Unlock()
@@ -182,13 +182,13 @@ func (c *container) exec(r *api.ExecRequest) (pid int, err error) {
 	defer c.mu.Unlock()
 	if err != nil {
 		delete(c.execs, r.Exec)
-		return 0, err
+		return nil, err
 	}
 	if c.state == deleting {
 		p.forget() // born too late: the container's end has killed it
 	}
 	c.execs[r.Exec] = p
-	return p.pid, nil
+	return p, nil
 }
 
 // process finds the first process or an exec, which must have been started.

@@ -60,6 +60,7 @@ func testExec(t *testing.T, v *testVM, box []api.Disk) {
 	if e := v.execIn("host", "a", nil, "sh", "-c", "sleep 30 & echo early"); e.stdout != "early\n" || time.Since(begin) > 10*time.Second {
 		t.Errorf("%+v after %v", e, time.Since(begin))
 	}
+	testOneCall(t, v)
 	v.call(api.MethodExec, &api.ExecRequest{ID: "host", Exec: "k", Process: dockerSpec("sleep", "100").Process}, nil)
 	ref := api.ProcessRef{ID: "host", Exec: "k"}
 	v.call(api.MethodSignal, api.SignalRequest{ProcessRef: ref, Signal: 9}, nil)
@@ -75,6 +76,39 @@ func testExec(t *testing.T, v *testVM, box []api.Disk) {
 	}
 	if e := v.execIn("host", "m", nil, "true"); code(e.err) != api.CodeFailedPrecondition {
 		t.Errorf("%+v: %v", e, e.err)
+	}
+}
+
+// testOneCall: a process is one call, from its start to its being forgotten.
+func testOneCall(t *testing.T, v *testVM) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var started api.StartResult
+	s, err := v.client.Stream(ctx, api.MethodExec,
+		&api.ExecRequest{ID: "host", Exec: "one", Process: dockerSpec("sh", "-c", "echo words; exit 7").Process}, &started)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if started.PID < 2 {
+		t.Errorf("process id %d", started.PID)
+	}
+	want := []byte("\x01\x00\x00\x00\x00\x00\x00\x06words\n\x04\x00\x00\x00\x00\x00\x00\x0a\x07\x00")
+	got, err := io.ReadAll(s)
+	if err != nil || len(got) != len(want)+8 || !bytes.HasPrefix(got, want) {
+		t.Errorf("%q, %v", got, err)
+	}
+	ref := api.ProcessRef{ID: "host", Exec: "one"}
+	if err := v.try(api.MethodSignal, api.SignalRequest{ProcessRef: ref}, nil); err != nil {
+		t.Errorf("it has been forgotten before its time: %v", err)
+	}
+	if err := s.Last(binary.BigEndian.AppendUint64(nil, api.Forget)); err != nil {
+		t.Error(err)
+	}
+	for code(v.try(api.MethodSignal, api.SignalRequest{ProcessRef: ref}, nil)) != api.CodeNotFound {
+		if ctx.Err() != nil {
+			t.Fatal("it has not been forgotten")
+		}
 	}
 }
 

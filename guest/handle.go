@@ -23,6 +23,9 @@ func (a *Agent) Handle(c *wire.Call) {
 	case api.MethodStdin, api.MethodOutput:
 		a.stream(c)
 		return
+	case api.MethodRun, api.MethodStart, api.MethodExec:
+		a.streamStart(c)
+		return
 	case api.MethodArchive, api.MethodExport, api.MethodLayer, api.MethodChanges, api.MethodExtract:
 		a.streamFiles(c)
 		return
@@ -32,7 +35,7 @@ func (a *Agent) Handle(c *wire.Call) {
 		c.Fail(err)
 		return
 	}
-	c.Reply(result)
+	c.Finish(result)
 	if c.Method == api.MethodShutdown {
 		a.halt()
 	}
@@ -55,12 +58,6 @@ func (a *Agent) answer(c *wire.Call) (any, error) {
 			return nil, err
 		}
 		return nil, a.create(&r)
-	case api.MethodExec:
-		var r api.ExecRequest
-		if err := c.Params(&r); err != nil {
-			return nil, err
-		}
-		return a.startExec(&r)
 	case api.MethodSignal:
 		var r api.SignalRequest
 		if err := c.Params(&r); err != nil {
@@ -135,7 +132,7 @@ func (a *Agent) answerRef(c *wire.Call) (any, error) {
 			cancel()
 		}()
 		return p.wait(ctx)
-	case api.MethodStart, api.MethodDelete, api.MethodProcesses, api.MethodStats:
+	case api.MethodDelete, api.MethodProcesses, api.MethodStats:
 	default:
 		return nil, api.Errorf(api.CodeUnsupported, "no method %.40q", c.Method)
 	}
@@ -152,23 +149,73 @@ func (a *Agent) answerRef(c *wire.Call) (any, error) {
 	if r.Exec != "" {
 		return nil, api.Errorf(api.CodeInvalid, "%s of an exec", c.Method)
 	}
-	switch c.Method {
-	case api.MethodStart:
-		pid, err := ct.start()
-		return api.StartResult{PID: pid}, err
-	case api.MethodProcesses:
+	if c.Method == api.MethodProcesses {
 		return ct.processes()
 	}
 	return ct.stats()
 }
 
-func (a *Agent) startExec(r *api.ExecRequest) (any, error) {
+// streamStart runs a method that starts a process, and is its output from then on.
+func (a *Agent) streamStart(c *wire.Call) {
+	started, p, forget, err := a.start(c)
+	if err != nil {
+		c.Fail(err)
+		return
+	}
+	if c.Reply(started) == nil && p.serveOutput(c.Context, 0, c.Stream) {
+		forget()
+	}
+}
+
+// start starts a process; forget is what the host may wish when it has its exit status and all of its output.
+func (a *Agent) start(c *wire.Call) (started api.StartResult, p *process, forget func(), err error) {
+	forget = func() {}
+	switch c.Method {
+	case api.MethodExec:
+		var r api.ExecRequest
+		if err = c.Params(&r); err != nil {
+			return
+		}
+		var ct *container
+		if ct, err = a.container(r.ID); err != nil {
+			return
+		}
+		p, err = ct.exec(&r)
+		forget = func() { ct.deleteExec(r.Exec) }
+	case api.MethodRun:
+		var r api.CreateRequest
+		if err = c.Params(&r); err != nil {
+			return
+		}
+		began := bootTime()
+		if err = a.create(&r); err != nil {
+			return
+		}
+		started.CreateNanos = bootTime() - began
+		p, err = a.startFirst(&api.ProcessRef{ID: r.ID})
+	default:
+		var r api.ProcessRef
+		if err = c.Params(&r); err != nil {
+			return
+		}
+		p, err = a.startFirst(&r)
+	}
+	if err == nil {
+		started.PID = p.id()
+	}
+	return
+}
+
+// startFirst starts a container's first process.
+func (a *Agent) startFirst(r *api.ProcessRef) (*process, error) {
 	ct, err := a.container(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	pid, err := ct.exec(r)
-	return api.StartResult{PID: pid}, err
+	if r.Exec != "" {
+		return nil, api.Errorf(api.CodeInvalid, "%s of an exec", api.MethodStart)
+	}
+	return ct.start()
 }
 
 // stream runs a streaming method.

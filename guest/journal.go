@@ -98,30 +98,28 @@ func (j *journal) slice(at uint64) []byte {
 	return j.ring[from:min(len(j.ring), from+int(j.end-at))]
 }
 
-// read copies what follows offset at into p, waiting until there is something. It returns 0 when the journal has
-// ended there or when give closed.
-func (j *journal) read(at uint64, p []byte, give <-chan struct{}) (int, error) {
+// read copies what follows offset at into p, waiting until there is something or the journal has ended, and tells
+// whether that was all. It returns 0 and false when give closed.
+func (j *journal) read(at uint64, p []byte, give <-chan struct{}) (n int, ended bool, err error) {
 	j.mu.Lock()
 	for {
 		if at < j.base || at > j.end {
 			defer j.mu.Unlock()
-			return 0, j.outside(at)
+			return 0, false, j.outside(at)
 		}
-		if at < j.end {
-			n := copy(p, j.slice(at))
-			j.mu.Unlock()
-			return n, nil
-		}
-		if j.closed {
-			j.mu.Unlock()
-			return 0, nil
+		if at < j.end || j.closed {
+			defer j.mu.Unlock()
+			if at < j.end {
+				n = copy(p, j.slice(at))
+			}
+			return n, j.closed && at+uint64(n) == j.end, nil
 		}
 		c := j.wait()
 		j.mu.Unlock()
 		select {
 		case <-c:
 		case <-give:
-			return 0, nil
+			return 0, false, nil
 		}
 		j.mu.Lock()
 	}

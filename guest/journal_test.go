@@ -34,16 +34,14 @@ func TestJournal(t *testing.T) {
 	}()
 	var got []byte
 	buf := make([]byte, 5000)
-	for {
-		n, err := j.read(uint64(len(got)), buf, nil)
-		if err != nil {
+	for ended := false; !ended; {
+		var n int
+		var err error
+		if n, ended, err = j.read(uint64(len(got)), buf, nil); err != nil {
 			t.Fatal(err)
 		}
-		if n == 0 {
-			break
-		}
 		got = append(got, buf[:n]...)
-		if rand.IntN(3) == 0 || int(uint64(len(got))-j.base) > api.OutputRing/2 {
+		if n > 0 && rand.IntN(3) == 0 || int(uint64(len(got))-j.base) > api.OutputRing/2 {
 			j.acknowledge(uint64(len(got) - rand.IntN(n)))
 		}
 		if len(j.ring) > api.OutputRing {

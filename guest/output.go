@@ -1,23 +1,91 @@
 package guest
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
+
+	"github.com/cradlevm/cradle/api"
 )
 
-// outputStream is what MethodOutput needs of a stream.
+// outputStream is what the output of a process needs of a stream.
 type outputStream interface {
 	io.ReadWriter
-	CloseWrite() error
+	// Last writes what is the last of this side, and half-closes the stream.
+	Last(p []byte) error
 }
 
-// takeAcks reads acknowledged offsets until the host says no more.
-func (p *process) takeAcks(stream io.Reader) {
+// serveOutput sends the journal from an offset on, then how the process ended, and takes acknowledgements. It returns
+// when the host has no more to say, and whether it has said that the process may be forgotten.
+func (p *process) serveOutput(ctx context.Context, at uint64, stream outputStream) bool {
+	cut := make(chan struct{})
+	p.outMu.Lock()
+	if p.outCut != nil {
+		close(p.outCut)
+	}
+	p.outCut = cut
+	p.outMu.Unlock()
+
+	acks, forget := make(chan struct{}), false
+	give := make(chan struct{})
+	go func() {
+		defer close(acks)
+		forget = p.takeAcks(stream)
+	}()
+	go func() {
+		defer close(give)
+		select {
+		case <-cut:
+		case <-acks:
+		case <-ctx.Done():
+		case <-p.gone:
+		}
+	}()
+	if p.sendJournal(at, stream, give) != nil {
+		return false
+	}
+	select {
+	case <-acks:
+		return forget
+	case <-ctx.Done():
+	case <-p.gone:
+	}
+	return false
+}
+
+// sendJournal sends the journal from an offset on and, when all of it has been sent, the exit record.
+func (p *process) sendJournal(at uint64, stream outputStream, give <-chan struct{}) error {
+	buf := make([]byte, 4<<10)
+	for {
+		n, ended, err := p.journal.read(at, buf, give)
+		if err != nil || n == 0 && !ended {
+			return nil // what has been sent last may still be acknowledged
+		}
+		if ended { // the process has exited: its exit closes the journal
+			return stream.Last(p.result().AppendRecord(buf[:n]))
+		}
+		if _, err := stream.Write(buf[:n]); err != nil {
+			return err
+		}
+		at += uint64(n)
+		if n == len(buf) && n < 64<<10 {
+			buf = make([]byte, 4*n)
+		}
+	}
+}
+
+// takeAcks reads acknowledged offsets until the host says no more, and returns whether its last word was to forget the
+// process.
+func (p *process) takeAcks(stream io.Reader) (forget bool) {
 	var b [8]byte
 	for {
 		if _, err := io.ReadFull(stream, b[:]); err != nil {
-			return
+			return false
 		}
-		p.journal.acknowledge(binary.BigEndian.Uint64(b[:]))
+		at := binary.BigEndian.Uint64(b[:])
+		if at == api.Forget {
+			return true
+		}
+		p.journal.acknowledge(at)
 	}
 }

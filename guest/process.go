@@ -86,6 +86,13 @@ func (p *process) exit(ws unix.WaitStatus) {
 	close(p.exited)
 }
 
+// id is the process's id in the agent's PID namespace.
+func (p *process) id() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pid
+}
+
 func (p *process) running() bool {
 	select {
 	case <-p.exited:
@@ -116,10 +123,15 @@ func (p *process) wait(ctx context.Context) (*api.ExitStatus, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	s := p.result()
+	return &s, nil
+}
+
+// result is how the process ended; it has exited.
+func (p *process) result() api.ExitStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.status
-	return &s, nil
+	return p.status
 }
 
 // signal reaches this very process or none: the descriptor cannot come to mean another one.
@@ -182,58 +194,5 @@ func (p *process) serveStdin(ctx context.Context, stream io.Reader) {
 	}
 	if p.running() {
 		p.io.stdin.SetWriteDeadline(time.Time{})
-	}
-}
-
-// serveOutput sends the journal from an offset on, and takes acknowledgements, until all has been sent.
-func (p *process) serveOutput(ctx context.Context, at uint64, stream outputStream) {
-	cut := make(chan struct{})
-	p.outMu.Lock()
-	if p.outCut != nil {
-		close(p.outCut)
-	}
-	p.outCut = cut
-	p.outMu.Unlock()
-
-	acks := make(chan struct{})
-	give := make(chan struct{})
-	go func() {
-		defer close(acks)
-		p.takeAcks(stream)
-	}()
-	go func() {
-		defer close(give)
-		select {
-		case <-cut:
-		case <-acks:
-		case <-ctx.Done():
-		case <-p.gone:
-		}
-	}()
-	buf := make([]byte, 4<<10)
-	for {
-		n, err := p.journal.read(at, buf, give)
-		if err != nil || n == 0 {
-			break
-		}
-		if _, err := stream.Write(buf[:n]); err != nil {
-			return
-		}
-		at += uint64(n)
-		if n == len(buf) && n < 64<<10 {
-			buf = make([]byte, 4*n)
-		}
-	}
-	// What has been sent last is acknowledged after the end.
-	select {
-	case <-cut:
-		// Another stream took over. To end this one would say that the output has ended.
-	default:
-		stream.CloseWrite()
-	}
-	select {
-	case <-acks:
-	case <-ctx.Done():
-	case <-p.gone:
 	}
 }

@@ -26,6 +26,10 @@ func readRecords(s io.ReadWriter, offset uint64) (stdout, stderr []byte, err err
 			return stdout, stderr, err
 		}
 		switch head[0] {
+		case api.ExitRecord: // what MethodWait says as well
+			if _, err := api.ParseExit(payload); err != nil {
+				return stdout, stderr, err
+			}
 		case api.Stdout:
 			stdout = append(stdout, payload...)
 		case api.Stderr:

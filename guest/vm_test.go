@@ -242,7 +242,14 @@ func (v *testVM) call(method string, params, result any) {
 func (v *testVM) try(method string, params, result any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	return v.client.Call(ctx, method, params, result)
+	if method != api.MethodWait {
+		return v.client.Call(ctx, method, params, result)
+	}
+	s, err := v.client.Stream(ctx, method, params, result) // whose end would end the waiting
+	if err == nil {
+		s.Close()
+	}
+	return err
 }
 
 // output reads all of a process's output, acknowledging as it goes.

@@ -168,7 +168,7 @@ func (c *ctr) goOnFrom(ctx context.Context, from *savedRun, how revival) (err er
 	if err != nil {
 		return err
 	}
-	return c.started(machine, 0, steps, &undo)
+	return c.started(machine, nil, 0, steps, &undo)
 }
 
 // undone removes a clone: of several that were to come to run, one has not. op is held.

@@ -168,7 +168,7 @@ func (c *ctr) loseExecs() {
 		if e.isRunning() {
 			e.ended(137)
 			close(e.drained)
-			e.settle(nil)
+			e.settle(nil, nil)
 		}
 	}
 }
@@ -240,7 +240,7 @@ func (e *exec) adopt(r *run) {
 			to.Close()
 		}
 	}
-	if err := e.serve(n.ctx, r, nowhere()); err != nil {
+	if err := e.serve(n.ctx, r, nil, nowhere()); err != nil {
 		n.options.Log.Warn("exec of an earlier daemon", "container", e.c.id, "exec", e.id, "err", err)
 	}
 }

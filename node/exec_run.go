@@ -50,7 +50,8 @@ func (e *exec) start(ctx context.Context, o container.ExecStartRequest, ready fu
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
 	e.note(execRecord{Begun: true})
-	if err := e.launch(r); err != nil {
+	out, err := e.launch(r)
+	if err != nil {
 		return err
 	}
 	e.c.emit(events.Action("exec_start: "+strings.Join(e.request().Cmd, " ")), map[string]string{"execID": e.id})
@@ -58,7 +59,7 @@ func (e *exec) start(ctx context.Context, o container.ExecStartRequest, ready fu
 		serving = true
 		go func() {
 			defer n.running.Done()
-			if err := e.serve(n.ctx, r, nowhere()); err != nil {
+			if err := e.serve(n.ctx, r, out, nowhere()); err != nil {
 				n.options.Log.Warn("detached exec", "exec", e.id, "err", err)
 			}
 		}()
@@ -68,7 +69,7 @@ func (e *exec) start(ctx context.Context, o container.ExecStartRequest, ready fu
 	if err != nil { // the client went away: the process goes on without it
 		streams = nowhere()
 	}
-	return e.serve(ctx, r, streams)
+	return e.serve(ctx, r, out, streams)
 }
 
 // nowhere are the streams of a process that nobody listens to.
@@ -77,8 +78,9 @@ func nowhere() dockerapi.Streams { return dockerapi.Streams{Stdout: io.Discard, 
 // execLimit bounds the start of a process in a container that runs.
 const execLimit = time.Minute
 
-// launch starts the process. A failure is recorded with docker's exit codes. The caller is in running.
-func (e *exec) launch(r *run) error {
+// launch starts the process and returns its output. A failure is recorded with docker's exit codes. The caller is in
+// running.
+func (e *exec) launch(r *run) (*sandbox.Output, error) {
 	// It goes on when its client hangs up.
 	ctx, cancel := context.WithTimeout(e.c.node.ctx, execLimit)
 	defer cancel()
@@ -88,16 +90,17 @@ func (e *exec) launch(r *run) error {
 		err = invalid("OCI runtime exec failed: exec failed: Cwd must be an absolute path")
 	}
 	if err == nil {
+		var out *sandbox.Output
 		var pid int
-		if pid, err = r.vm.Exec(ctx, asked); err == nil {
+		if out, pid, err = r.vm.Exec(ctx, asked); err == nil {
 			e.mu.Lock()
 			e.rec.PID = pid
 			e.mu.Unlock()
-			return nil
+			return out, nil
 		}
 	}
 	if e.c.node.ctx.Err() != nil { // the next daemon finds out what came of it
-		return errClosing
+		return nil, errClosing
 	}
 	code := 126
 	var answered *api.Error
@@ -117,17 +120,19 @@ func (e *exec) launch(r *run) error {
 	e.c.node.running.Add(1)
 	go func() {
 		defer e.c.node.running.Done()
-		e.settle(r)
+		e.settle(r, nil)
 	}()
-	return err
+	return nil, err
 }
 
 // serve pumps the streams until the process has ended and its output is written. A client that leaves does not end
-// the process: the rest of its output is read for nobody. The caller is in running.
-func (e *exec) serve(ctx context.Context, r *run, s dockerapi.Streams) error {
+// the process: the rest of its output is read for nobody. out is that of the start, nil where it has to be asked for.
+// The caller is in running.
+func (e *exec) serve(ctx context.Context, r *run, out *sandbox.Output, s dockerapi.Streams) error {
 	n := e.c.node
 	n.running.Add(1)
-	go e.await(r)
+	end := r.outcome(n.ctx, e.process())
+	go e.await(end)
 	detached := make(chan struct{})
 	if s.Stdin != nil && e.request().AttachStdin {
 		go func() {
@@ -140,7 +145,7 @@ func (e *exec) serve(ctx context.Context, r *run, s dockerapi.Streams) error {
 	n.running.Add(1)
 	go func() {
 		defer n.running.Done()
-		err := e.pump(r, s)
+		out, err := e.pump(r, out, end, s)
 		select {
 		case <-e.done:
 			e.c.emit(events.ActionExecDie, map[string]string{"execID": e.id, "exitCode": strconv.Itoa(e.code())})
@@ -149,7 +154,7 @@ func (e *exec) serve(ctx context.Context, r *run, s dockerapi.Streams) error {
 		}
 		pumped <- err
 		if n.ctx.Err() == nil {
-			e.settle(r)
+			e.settle(r, out)
 		}
 	}()
 	select {
@@ -162,14 +167,14 @@ func (e *exec) serve(ctx context.Context, r *run, s dockerapi.Streams) error {
 }
 
 // await notes how the process ends. When the daemon ends first, the next one does.
-func (e *exec) await(r *run) {
+func (e *exec) await(end *outcome) {
 	n := e.c.node
 	defer n.running.Done()
 	e.mu.Lock()
 	pid := e.rec.PID
 	e.mu.Unlock()
 	e.note(execRecord{PID: pid})
-	st, err := r.wait(n.ctx, e.process())
+	st, err := end.wait(n.ctx)
 	if n.ctx.Err() != nil {
 		return
 	}
@@ -180,15 +185,15 @@ func (e *exec) await(r *run) {
 }
 
 // settle does, when the client has been served, what an exec that has ended has coming: its end is kept, the agent
-// forgets it, and in time so does the node. r is nil when there is no agent any more.
-func (e *exec) settle(r *run) {
+// forgets it, and in time so does the node. r is nil when there is no agent any more; out has brought the end, if not nil.
+func (e *exec) settle(r *run, out *sandbox.Output) {
 	e.mu.Lock()
 	rec := e.rec
 	e.mu.Unlock()
 	if !rec.Probe {
 		e.note(execRecord{Ended: rec.Ended, Code: rec.Code})
 	}
-	if r != nil {
+	if told := out != nil && out.Forget(); !told && r != nil {
 		e.release(r)
 	}
 	e.expire()
@@ -226,11 +231,12 @@ func (c *ctr) drainExecs() {
 }
 
 // pump writes the output until it ends. After the client has gone it goes on reading, so that the process does not
-// stall.
-func (e *exec) pump(r *run, s dockerapi.Streams) error {
+// stall. It returns what run.output does.
+func (e *exec) pump(r *run, out *sandbox.Output, end *outcome, s dockerapi.Streams) (*sandbox.Output, error) {
+	defer end.ask() // whatever became of the output
 	var writeErr error
 	tty := e.request().Tty
-	err := r.output(e.c.node.ctx, e.process(), 0, func(_ *sandbox.Output, _ byte, _, framed []byte) {
+	out, err := r.output(e.c.node.ctx, e.process(), out, 0, end, func(_ *sandbox.Output, _ byte, _, framed []byte) {
 		if writeErr == nil {
 			writeErr = writeRecord(s, framed, tty)
 		}
@@ -238,7 +244,7 @@ func (e *exec) pump(r *run, s dockerapi.Streams) error {
 	if errors.Is(err, sandbox.ErrGone) || e.c.node.ctx.Err() != nil {
 		err = nil
 	}
-	return errors.Join(err, writeErr)
+	return out, errors.Join(err, writeErr)
 }
 
 // feed copies the client's input to the process; its end is the process's end of input.

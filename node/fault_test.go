@@ -37,6 +37,7 @@ func TestFailedStarts(t *testing.T) {
 	refuse := func(code api.ErrorCode) func(*sandboxtest.Machine, *wire.Call) {
 		return func(_ *sandboxtest.Machine, c *wire.Call) { c.Fail(api.Errorf(code, "no\x1b[2J way\n")) }
 	}
+	noProcess := func(_ *sandboxtest.Machine, c *wire.Call) { c.Finish(api.StartResult{}) }
 	die := func(m *sandboxtest.Machine, _ *wire.Call) { m.Die(errors.New("the guest's end")) }
 	for name, step := range map[string]struct {
 		fault func(*sandboxtest.Machine, *wire.Call) bool
@@ -44,16 +45,16 @@ func TestFailedStarts(t *testing.T) {
 		code  int
 		text  string
 	}{
-		"monitor":             {set: func(h *house) { h.driver.Refuse(errors.New("no monitor")) }, code: 128, text: "no monitor"},
-		"image":               {set: func(h *house) { h.images.gone = true }, code: 128, text: "no such image"},
-		"boot without end":    {fault: on(api.MethodConfigure, silence), code: 128, text: "did not answer"},
-		"boot, death":         {fault: on(api.MethodConfigure, die), code: 128, text: "the guest's end"},
-		"create, refused":     {fault: on(api.MethodCreate, refuse(api.CodeUnsupported)), code: 128, text: "no[2J way"},
-		"create, without end": {fault: on(api.MethodCreate, silence), code: 128, text: "deadline"},
-		"create, death":       {fault: on(api.MethodCreate, die), code: 128, text: "has ended"},
-		"start, not found":    {fault: on(api.MethodStart, refuse(api.CodeCommandNotFound)), code: 127},
-		"start, no program":   {fault: on(api.MethodStart, refuse(api.CodeCommandNotRunnable)), code: 126},
-		"start, death":        {fault: on(api.MethodStart, die), code: 128},
+		"monitor":            {set: func(h *house) { h.driver.Refuse(errors.New("no monitor")) }, code: 128, text: "no monitor"},
+		"image":              {set: func(h *house) { h.images.gone = true }, code: 128, text: "no such image"},
+		"boot without end":   {fault: on(api.MethodConfigure, silence), code: 128, text: "did not answer"},
+		"boot, death":        {fault: on(api.MethodConfigure, die), code: 128, text: "the guest's end"},
+		"start, refused":     {fault: on(api.MethodRun, refuse(api.CodeUnsupported)), code: 128, text: "no[2J way"},
+		"start, without end": {fault: on(api.MethodRun, silence), code: 128, text: "deadline"},
+		"start, death":       {fault: on(api.MethodRun, die), code: 128, text: "has ended"},
+		"start, not found":   {fault: on(api.MethodRun, refuse(api.CodeCommandNotFound)), code: 127},
+		"start, no program":  {fault: on(api.MethodRun, refuse(api.CodeCommandNotRunnable)), code: 126},
+		"start, no process":  {fault: on(api.MethodRun, noProcess), code: 128, text: "process id 0"},
 		"runtime directory": {set: func(h *house) {
 			if err := os.Remove(h.path("run", "s")); err != nil {
 				h.t.Fatal(err)
@@ -142,6 +143,8 @@ func TestNonsense(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {
 				h.driver.Fault(fault)
 				id := h.run("a", "deaf")
+				synctest.Wait()
+				h.driver.Machine(id).Break() // else nobody asks
 				if code := h.wait("a", container.WaitConditionNotRunning); code != 137 {
 					t.Errorf("exit code %d", code)
 				}
@@ -168,7 +171,9 @@ func TestNonsenseOutput(t *testing.T) {
 					c.Reply(api.OutputResult{})
 					io.WriteString(c.Stream, bytes)
 				}))
-				h.run("a", "sleep")
+				id := h.run("a", "sleep")
+				synctest.Wait()
+				h.driver.Machine(id).Break() // else nobody asks
 				time.Sleep(time.Minute)
 				h.wantState("a", container.StateRunning, 0)
 				if err := h.ContainerStop(context.Background(), "a", "", nil); err != nil {

@@ -36,9 +36,14 @@ func (c *ctr) follow(r *run) {
 	pumping, stopPump := context.WithCancel(ctx)
 	defer stopPump()
 	pumped := make(chan error, 1)
-	go func() { pumped <- c.pump(pumping, r) }()
+	end := r.outcome(ctx, c.process())
+	go func() {
+		err := c.pump(pumping, r, end)
+		end.ask() // whatever became of the output
+		pumped <- err
+	}()
 
-	status, err := r.wait(ctx, c.process())
+	status, err := end.wait(ctx)
 	r.phases.done("run")
 	stopHealth()
 	if ctx.Err() == nil {
@@ -187,7 +192,7 @@ func (c *ctr) freeMachine(rec record) {
 }
 
 // pump carries the container's output to its log and to whoever is attached, until it ends.
-func (c *ctr) pump(ctx context.Context, r *run) error {
+func (c *ctr) pump(ctx context.Context, r *run, end *outcome) error {
 	log, err := c.openLog()
 	if err != nil {
 		return err
@@ -197,13 +202,17 @@ func (c *ctr) pump(ctx context.Context, r *run) error {
 		offset = log.Offset()
 	}
 	lost := 0
-	return r.output(ctx, c.process(), offset, func(o *sandbox.Output, stream byte, payload, framed []byte) {
+	out, err := r.output(ctx, c.process(), r.out, offset, end, func(o *sandbox.Output, stream byte, payload, framed []byte) {
 		if log != nil {
 			lost = c.append(log, o, stream, payload, lost)
 		}
 		c.deliver(r, framed)
 		r.phases.output()
 	})
+	if out != nil {
+		out.Close()
+	}
+	return err
 }
 
 // append writes to the log. One that cannot be written must not stop the container: docker's clients still see the

@@ -38,6 +38,19 @@ func (p *phases) done(step string) {
 	p.all = append(p.all, Phase{Name: step, End: end, Took: end - last})
 }
 
+// split names two steps that were done since the step before, of which the first took so long: somebody else's word,
+// believed as far as it can be.
+func (p *phases) split(first string, took time.Duration, second string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	end, last := time.Since(p.began), time.Duration(0)
+	if len(p.all) > 0 {
+		last = p.all[len(p.all)-1].End
+	}
+	took = min(max(0, took), end-last)
+	p.all = append(p.all, Phase{Name: first, End: last + took, Took: took}, Phase{Name: second, End: end, Took: end - last - took})
+}
+
 // output notes the first output.
 func (p *phases) output() {
 	p.mu.Lock()

@@ -154,7 +154,7 @@ func (n *Node) attach(ctx context.Context, rec record) (*sandbox.Sandbox, error)
 // resume goes on with a run that an earlier daemon began: accompanies it or, when the container has ended, finishes
 // its end.
 func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
-	r := newRun(machine)
+	r := newRun(machine, nil)
 	c.mu.Lock()
 	c.run, c.stuck = r, nil
 	rec := c.rec

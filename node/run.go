@@ -14,9 +14,10 @@ import (
 // run is one life of a container's VM.
 type run struct {
 	vm    *sandbox.Sandbox
-	over  chan struct{} // closed by hurry
-	ended chan struct{} // closed when the container's state says that it has ended
-	torn  chan struct{} // closed when nothing of the VM is left
+	out   *sandbox.Output // the output that came with the start; nil when this daemon has not started the process
+	over  chan struct{}   // closed by hurry
+	ended chan struct{}   // closed when the container's state says that it has ended
+	torn  chan struct{}   // closed when nothing of the VM is left
 
 	phases *phases
 
@@ -24,8 +25,8 @@ type run struct {
 	stdin   io.WriteCloser // opened at its first use
 }
 
-func newRun(machine *sandbox.Sandbox) *run {
-	return &run{vm: machine, over: make(chan struct{}), ended: make(chan struct{}), torn: make(chan struct{}),
+func newRun(machine *sandbox.Sandbox, out *sandbox.Output) *run {
+	return &run{vm: machine, out: out, over: make(chan struct{}), ended: make(chan struct{}), torn: make(chan struct{}),
 		phases: newPhases()}
 }
 
@@ -86,48 +87,63 @@ func (r *run) flush(ctx context.Context, p api.ProcessRef) error {
 // retryPause lets a moment pass before a broken session is opened again, so that a broken guest costs no CPU.
 func retryPause(ctx context.Context) bool { return sleep(ctx, 100*time.Millisecond) }
 
-// output hands over a process's output, record by record, from a journal's offset on, until it ends. It outlives
-// broken sessions. What take has returned from is acknowledged. Where the agent has forgotten what lies at the offset,
-// it goes on with what is there.
-func (r *run) output(ctx context.Context, p api.ProcessRef, offset uint64, take func(o *sandbox.Output, stream byte, payload, framed []byte)) error {
+// taking has a record of output.
+type taking func(o *sandbox.Output, stream byte, payload, framed []byte)
+
+// output hands over a process's output, record by record, from a journal's offset on, until it ends; then end knows how
+// the process did. It outlives broken sessions. What take has returned from is acknowledged. Where the agent has
+// forgotten what lies at the offset, it goes on with what is there. out is the output at that offset if it is open
+// already, else nil. The stream that brought the end is the caller's to close.
+func (r *run) output(ctx context.Context, p api.ProcessRef, out *sandbox.Output, offset uint64, end *outcome, take taking) (*sandbox.Output, error) {
 	open, left := r.vm.Output, false
 	for {
-		out, err := open(ctx, p, offset)
+		var err error
+		if out == nil {
+			end.ask()
+			out, err = open(ctx, p, offset)
+		}
 		if err == nil {
 			stop := context.AfterFunc(ctx, func() { out.Close() })
-			err = carry(out, take)
+			err = carry(out, end, take)
 			offset = out.Offset()
-			if stop() {
+			if stop() && !errors.Is(err, io.EOF) {
 				out.Close()
 			}
 			if errors.Is(err, io.EOF) {
-				return nil
+				return out, nil
 			}
+			out = nil
 		}
 		var answered *api.Error
 		switch {
 		case errors.Is(err, sandbox.ErrGone):
-			return err
+			return nil, err
 		case errors.As(err, &answered):
 			if answered.Code != api.CodeFailedPrecondition || left {
-				return err
+				return nil, err
 			}
 			open, left = r.vm.OutputLeft, true
 			continue
 		}
 		select {
 		case <-r.vm.Done():
-			return sandbox.ErrGone
+			return nil, sandbox.ErrGone
 		default:
 		}
 		if !retryPause(ctx) {
-			return err
+			return nil, err
 		}
 	}
 }
 
-// carry hands over records until the stream ends: io.EOF when the output has.
-func carry(out *sandbox.Output, take func(o *sandbox.Output, stream byte, payload, framed []byte)) error {
+// slowTake is how long a record may be taken before somebody else finds out whether the process has ended: its end lies
+// behind its output, which a client holds up for as long as it likes.
+const slowTake = 100 * time.Millisecond
+
+// carry hands over records until the stream ends: io.EOF when the process has, and end knows it.
+func carry(out *sandbox.Output, end *outcome, take taking) error {
+	slow := time.AfterFunc(slowTake, end.ask)
+	slow.Stop()
 	acknowledged := out.Offset()
 	if acknowledged > 0 { // what came before is safe; the one who took it may not have said so
 		if err := out.Acknowledge(); err != nil {
@@ -136,10 +152,15 @@ func carry(out *sandbox.Output, take func(o *sandbox.Output, stream byte, payloa
 	}
 	for {
 		stream, payload, framed, err := out.Next()
+		if status, ended := out.Exit(); ended {
+			end.set(status, nil)
+		}
 		if err != nil {
 			return err
 		}
+		slow.Reset(slowTake)
 		take(out, stream, payload, framed)
+		slow.Stop()
 		if out.Offset()-acknowledged >= acknowledgeEvery {
 			if err := out.Acknowledge(); err != nil {
 				return err

@@ -80,7 +80,7 @@ func (n *Node) castShadow(ctx context.Context, key string, source record) (err e
 	var undo undoStack
 	undo.push("files", s.removeFiles)
 	defer func() { undo.run(n.options.Log.With("shadow", rec.ID)) }()
-	machine, err := s.launch(ctx, &undo)
+	machine, out, err := s.launch(ctx, &undo)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (n *Node) castShadow(ctx context.Context, key string, source record) (err e
 		}
 		ended(err)
 	}()
-	go s.listen(ready, machine)
+	go s.listen(ready, out)
 	if err := s.awaitReady(ready, machine); err != nil {
 		if ready.Err() != nil {
 			err = context.Cause(ready)
@@ -104,34 +104,28 @@ func (n *Node) castShadow(ctx context.Context, key string, source record) (err e
 	return s.save(ctx, key, machine)
 }
 
-// launch starts the container in a VM of its own.
-func (s *shadow) launch(ctx context.Context, undo *undoStack) (*sandbox.Sandbox, error) {
+// launch starts the container in a VM of its own, and returns its output.
+func (s *shadow) launch(ctx context.Context, undo *undoStack) (*sandbox.Sandbox, *sandbox.Output, error) {
 	n, rec := s.node, s.snapshot()
 	request, err := runspec.Create(rec.spec(), n.settings)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	config, guest, err := s.prepare(ctx, rec, &request)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	machine, err := s.bringUp(ctx, config, guest, newPhases(), undo)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if err := machine.Create(ctx, request); err != nil {
-		return nil, err
-	}
-	return machine, machine.StartContainer(ctx, s.id)
+	out, _, err := machine.Run(ctx, request)
+	return machine, out, err
 }
 
 // listen notes that there is output. What is left in the journal is for the containers that go on from here, but it must
 // not fill up.
-func (s *shadow) listen(ctx context.Context, machine *sandbox.Sandbox) {
-	out, err := machine.Output(ctx, s.process(), 0)
-	if err != nil {
-		return
-	}
+func (s *shadow) listen(ctx context.Context, out *sandbox.Output) {
 	defer out.Close()
 	defer context.AfterFunc(ctx, func() { out.Close() })()
 	for {
@@ -205,9 +199,11 @@ func (s *shadow) probeOnce(ctx context.Context, machine *sandbox.Sandbox, comman
 	if err != nil {
 		return 0, err
 	}
-	if _, err := machine.Exec(ctx, request); err != nil {
+	out, _, err := machine.Exec(ctx, request)
+	if err != nil {
 		return 0, err
 	}
+	defer out.Close()
 	ref := api.ProcessRef{ID: s.id, Exec: id}
 	limited, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()

@@ -144,7 +144,7 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	if rec.Hibernated {
 		machine, err := c.wakeHibernated(ctx, rec, steps, &undo)
 		if err == nil {
-			err = c.started(machine, restarts, steps, &undo)
+			err = c.started(machine, nil, restarts, steps, &undo)
 		}
 		if err == nil {
 			c.dropState()
@@ -154,7 +154,7 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	key := c.warmKey(ctx, rec)
 	if key != "" {
 		if machine := c.startWarm(ctx, key, steps, &undo); machine != nil {
-			return c.started(machine, restarts, steps, &undo)
+			return c.started(machine, nil, restarts, steps, &undo)
 		}
 		defer func() {
 			if err == nil && n.warmth.want(key) && n.enter() == nil {
@@ -191,20 +191,17 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 		}
 		steps.done("network")
 	}
-	if err := machine.Create(ctx, request); err != nil {
+	out, made, err := machine.Run(ctx, request)
+	if err != nil {
 		return startError(rec, err)
 	}
-	steps.done("create")
-	if err := machine.StartContainer(ctx, c.id); err != nil {
-		return startError(rec, err)
-	}
-	steps.done("exec")
-	return c.started(machine, restarts, steps, &undo)
+	steps.split("create", made, "exec")
+	return c.started(machine, out, restarts, steps, &undo)
 }
 
-// started records a running container and begins to follow it.
-func (c *ctr) started(machine *sandbox.Sandbox, restarts int, steps *phases, undo *undoStack) error {
-	r := newRun(machine)
+// started records a running container and begins to follow it. out is its output, nil where it has to be asked for.
+func (c *ctr) started(machine *sandbox.Sandbox, out *sandbox.Output, restarts int, steps *phases, undo *undoStack) error {
+	r := newRun(machine, out)
 	r.phases = steps
 	c.mu.Lock()
 	before := c.rec

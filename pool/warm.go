@@ -113,46 +113,42 @@ func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox) error {
 	spec, process := *r.Spec, *r.Spec.Process
 	process.Args = []string{noopPath}
 	spec.Process, r.Spec = &process, &spec
-	first, second := api.ProcessRef{ID: warmID}, api.ProcessRef{ID: warmID, Exec: warmID}
-	if err := s.Create(ctx, r); err != nil {
-		return err
-	}
-	if err := s.StartContainer(ctx, warmID); err != nil {
-		return err
-	}
-	stdin, err := s.Stdin(ctx, first)
+	ref := api.ProcessRef{ID: warmID}
+	first, _, err := s.Run(ctx, r)
 	if err != nil {
 		return err
 	}
-	_, err = s.Exec(ctx, api.ExecRequest{ID: warmID, Exec: warmID, Process: &process, User: r.User, Seccomp: r.Seccomp})
+	defer first.Close()
+	stdin, err := s.Stdin(ctx, ref)
+	if err != nil {
+		return err
+	}
+	second, _, err := s.Exec(ctx, api.ExecRequest{ID: warmID, Exec: warmID, Process: &process, User: r.User, Seccomp: r.Seccomp})
 	if err == nil {
-		err = ended(ctx, s, second)
+		err = ended(ctx, second)
+		second.Forget()
 	}
 	if err = errors.Join(err, stdin.Close()); err != nil {
 		return err
 	}
-	return ended(ctx, s, first)
+	if err := ended(ctx, first); err != nil {
+		return err
+	}
+	return s.Delete(ctx, ref)
 }
 
-// ended waits until a process has ended well, and removes it.
-func ended(ctx context.Context, s *sandbox.Sandbox, p api.ProcessRef) error {
-	out, err := s.Output(ctx, p, 0)
-	if err != nil {
-		return err
+// ended waits until a process has ended well.
+func ended(ctx context.Context, out *sandbox.Output) error {
+	defer context.AfterFunc(ctx, func() { out.Close() })()
+	for {
+		if _, _, _, err := out.Next(); err == io.EOF {
+			break
+		} else if err != nil {
+			return errors.Join(err, context.Cause(ctx))
+		}
 	}
-	defer out.Close()
-	for err == nil {
-		_, _, _, err = out.Next()
-	}
-	if err != io.EOF {
-		return err
-	}
-	status, err := s.Wait(ctx, p)
-	if err != nil {
-		return err
-	}
-	if status.Code != 0 {
+	if status, _ := out.Exit(); status.Code != 0 {
 		return fmt.Errorf("the program that does nothing ended with %d", status.Code)
 	}
-	return s.Delete(ctx, p)
+	return nil
 }

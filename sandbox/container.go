@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/cradlevm/cradle/api"
-	"github.com/cradlevm/cradle/api/wire"
 )
 
 // Create makes a container from disks that are already there.
@@ -18,34 +16,47 @@ func (s *Sandbox) Create(ctx context.Context, r api.CreateRequest) error {
 	return s.call(ctx, api.MethodCreate, r, nil)
 }
 
-// StartContainer runs a created container's first process.
-func (s *Sandbox) StartContainer(ctx context.Context, id string) error {
-	return s.call(ctx, api.MethodStart, api.ProcessRef{ID: id}, nil)
-}
-
 // maxPID is the most that a process id can be on Linux.
 const maxPID = 1 << 22
 
-// Exec starts another process in a running container and returns its process id, which is the guest's. A process id that
-// cannot be is ErrNonsense.
-func (s *Sandbox) Exec(ctx context.Context, r api.ExecRequest) (pid int, err error) {
+// Run makes a container from disks that are already there and runs its first process, whose output it returns. made is
+// how long the guest says that it took until the process was started.
+func (s *Sandbox) Run(ctx context.Context, r api.CreateRequest) (out *Output, made time.Duration, err error) {
+	out, started, err := s.start(ctx, api.MethodRun, r)
+	return out, max(0, time.Duration(started.CreateNanos)), err
+}
+
+// Exec starts another process in a running container and returns its output and its process id, which is the guest's. A
+// process id that cannot be is ErrNonsense.
+func (s *Sandbox) Exec(ctx context.Context, r api.ExecRequest) (*Output, int, error) {
+	out, started, err := s.start(ctx, api.MethodExec, r)
+	return out, started.PID, err
+}
+
+// start starts a process.
+func (s *Sandbox) start(ctx context.Context, method string, params any) (*Output, api.StartResult, error) {
 	var started api.StartResult
-	if err := s.call(ctx, api.MethodExec, r, &started); err != nil {
-		return 0, err
+	out, err := s.follow(ctx, method, params, &started)
+	if err == nil && (started.PID < 1 || started.PID > maxPID) {
+		go out.Close()
+		out, err = nil, fmt.Errorf("%w: process id %d", ErrNonsense, started.PID)
 	}
-	if started.PID < 1 || started.PID > maxPID {
-		return 0, fmt.Errorf("%w: process id %d", ErrNonsense, started.PID)
-	}
-	return started.PID, nil
+	return out, started, err
 }
 
 // Wait returns how the process ended, once it has. What the guest says is checked: a code outside 0..255 is
 // ErrNonsense.
 func (s *Sandbox) Wait(ctx context.Context, p api.ProcessRef) (api.ExitStatus, error) {
-	var st api.ExitStatus
-	if err := s.call(ctx, api.MethodWait, p, &st); err != nil {
+	client, err := s.session(ctx)
+	if err != nil {
 		return api.ExitStatus{}, err
 	}
+	var st api.ExitStatus
+	stream, err := client.Stream(ctx, api.MethodWait, p, &st) // not a Call: the agent has to know when it is given up
+	if err != nil {
+		return api.ExitStatus{}, s.classify(err)
+	}
+	go stream.Close() // a guest that reads nothing would hold it up
 	if st.Code < 0 || st.Code > 255 {
 		return api.ExitStatus{}, fmt.Errorf("%w: exit code %d", ErrNonsense, st.Code)
 	}
@@ -121,69 +132,28 @@ func (s *Sandbox) OutputLeft(ctx context.Context, p api.ProcessRef, offset uint6
 }
 
 func (s *Sandbox) output(ctx context.Context, r api.OutputRequest) (*Output, error) {
+	result := api.OutputResult{Offset: r.Offset}
+	out, err := s.follow(ctx, api.MethodOutput, r, &result)
+	if err != nil {
+		return nil, err
+	}
+	if result.Offset < r.Offset {
+		go out.Close()
+		return nil, fmt.Errorf("%w: output from offset %d, not %d", ErrNonsense, result.Offset, r.Offset)
+	}
+	out.offset = result.Offset
+	return out, nil
+}
+
+// follow makes a call that is answered with a process's output.
+func (s *Sandbox) follow(ctx context.Context, method string, params, result any) (*Output, error) {
 	client, err := s.session(ctx)
 	if err != nil {
 		return nil, err
 	}
-	result := api.OutputResult{Offset: r.Offset}
-	stream, err := client.Stream(ctx, api.MethodOutput, r, &result)
+	stream, err := client.Stream(ctx, method, params, result)
 	if err != nil {
 		return nil, s.classify(err)
 	}
-	if result.Offset < r.Offset {
-		go stream.Close()
-		return nil, fmt.Errorf("%w: output from offset %d, not %d", ErrNonsense, result.Offset, r.Offset)
-	}
-	buf := make([]byte, api.OutputHeaderSize+api.MaxOutputChunk)
-	return &Output{stream: stream, broken: client.Done(), offset: result.Offset, buf: buf}, nil
-}
-
-// Output is what a process prints, record by record.
-type Output struct {
-	stream *wire.Stream
-	broken <-chan struct{} // closed when the session has ended
-	offset uint64
-	buf    []byte
-}
-
-// Next returns the next record: its stream (api.Stdout or api.Stderr), its payload, valid until the next call, and
-// the same with docker's 8-byte header in front. io.EOF when the process has ended and all was read; any other
-// error means that the session broke and the output goes on at Offset.
-func (o *Output) Next() (stream byte, payload, framed []byte, err error) {
-	head := o.buf[:api.OutputHeaderSize]
-	if _, err := io.ReadFull(o.stream, head); err != nil {
-		// The multiplexer ends a stream with io.EOF also when its session breaks.
-		select {
-		case <-o.broken:
-			err = io.ErrUnexpectedEOF
-		default:
-		}
-		return 0, nil, nil, err
-	}
-	n := binary.BigEndian.Uint32(head[4:])
-	if (head[0] != api.Stdout && head[0] != api.Stderr) || head[1]|head[2]|head[3] != 0 || n == 0 || n > api.MaxOutputChunk {
-		return 0, nil, nil, fmt.Errorf("%w: an output record that begins with % x", ErrNonsense, head)
-	}
-	framed = o.buf[:api.OutputHeaderSize+int(n)]
-	if _, err := io.ReadFull(o.stream, framed[api.OutputHeaderSize:]); err != nil {
-		return 0, nil, nil, io.ErrUnexpectedEOF
-	}
-	o.offset += uint64(len(framed))
-	return head[0], framed[api.OutputHeaderSize:], framed, nil
-}
-
-// Offset is the journal's offset after the record that Next returned last.
-func (o *Output) Offset() uint64 { return o.offset }
-
-// Acknowledge tells the agent that all records so far are safe and may be forgotten.
-func (o *Output) Acknowledge() error {
-	var b [8]byte
-	binary.BigEndian.PutUint64(b[:], o.offset)
-	_, err := o.stream.Write(b[:])
-	return err
-}
-
-// Close ends the stream, and a Next that waits; the process goes on.
-func (o *Output) Close() error {
-	return errors.Join(o.stream.SetReadDeadline(time.Unix(1, 0)), o.stream.Close())
+	return &Output{stream: stream, broken: client.Done()}, nil
 }

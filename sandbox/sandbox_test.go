@@ -40,10 +40,7 @@ func start(t *testing.T, d *sandboxtest.Driver, c sandbox.Config, args ...string
 		t.Fatal(err)
 	}
 	ctx := context.Background()
-	if err := s.Create(ctx, api.CreateRequest{ID: "a", Spec: &specs.Spec{Process: &specs.Process{Args: args}}}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.StartContainer(ctx, "a"); err != nil {
+	if _, _, err := s.Run(ctx, api.CreateRequest{ID: "a", Spec: &specs.Spec{Process: &specs.Process{Args: args}}}); err != nil {
 		t.Fatal(err)
 	}
 	return s

@@ -43,17 +43,31 @@ func TestGathererWritesTheSameBytes(t *testing.T) {
 		return []byte{0, kind, 0, flags, 0, 0, 0, 1, byte(length >> 24), byte(length >> 16), byte(length >> 8), byte(length)}
 	}
 	big := bytes.Repeat([]byte{7}, gatherLimit+1)
+	const last = 8 // the piece that is the header of a stream's last word
 	pieces := [][]byte{
 		header(muxWindowUpdate, muxFlagSYN, 0), header(muxData, 0, 5), []byte("hello"), // opened and asked: one write
 		header(muxData, 0, muxHeaderSize), header(muxWindowUpdate, muxFlagSYN, 0), // a body that looks like a header: one
-		header(muxWindowUpdate, 2, 0), // an acknowledgement: one, at once
-		header(muxData, 4, 0),         // a stream's end: one, at once
+		header(muxWindowUpdate, muxFlagACK, 0), // a stream has been seen: with the answer
+		header(muxData, 0, 5), []byte("hello"),
+		header(muxData, 0, 6), []byte("answer"), // the last word, which has been announced: with the stream's end
+		header(muxWindowUpdate, 4, 0),
+		header(muxData, 4, 0), // an end alone: one, at once
 		header(muxData, 0, len(big)), big,
 		header(muxWindowUpdate, muxFlagSYN, 0), header(muxWindowUpdate, 0, 99),
 	}
+	// What is announced is the frame of that size that comes next; a smaller one is a part of it, and goes at once.
+	if g := (&gatherer{}); true {
+		g.expectEnd(3, 6)
+		if g.endOf(3, 5) || g.endOf(3, 6) {
+			t.Error("a part is taken for the end")
+		}
+	}
 	var w writes
 	g := &gatherer{Conn: &w}
-	for _, p := range pieces {
+	for i, p := range pieces {
+		if i == last {
+			g.expectEnd(1, 6)
+		}
 		if n, err := g.Write(slices.Clone(p)); n != len(p) || err != nil {
 			t.Fatalf("wrote %d of %d bytes, %v", n, len(p), err)
 		}
@@ -61,7 +75,7 @@ func TestGathererWritesTheSameBytes(t *testing.T) {
 	if want := bytes.Join(pieces, nil); !bytes.Equal(w.all.Bytes(), want) {
 		t.Error("the bytes were changed")
 	}
-	if want := []int{29, 24, 12, 12, 12, len(big), 24}; !slices.Equal(w.sizes, want) {
+	if want := []int{29, 24, 29, 30, 12, 12, len(big), 24}; !slices.Equal(w.sizes, want) {
 		t.Errorf("writes of %v bytes, want %v", w.sizes, want)
 	}
 }
@@ -85,7 +99,7 @@ func TestACallIsOneWrite(t *testing.T) {
 		}
 		served <- Serve(guest, func(c *Call) {
 			asked <- host.count()
-			_ = c.Reply(nil)
+			_ = c.Finish(nil)
 		})
 	}()
 	c, err := Dial(context.Background(), host, testToken)
@@ -99,7 +113,10 @@ func TestACallIsOneWrite(t *testing.T) {
 	if got := <-asked - before; got != 1 {
 		t.Errorf("the request took %d writes", got)
 	}
-	if got := guest.count(); got > 3 { // that it has seen the stream, the answer, and the stream's end perhaps
+	if got := host.count() - before; got != 1 {
+		t.Errorf("the call took %d writes of the host", got)
+	}
+	if got := guest.count(); got != 1 {
 		t.Errorf("the answer took %d writes", got)
 	}
 	c.Close()

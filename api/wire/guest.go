@@ -241,8 +241,8 @@ type portAddr struct{}
 func (portAddr) Network() string { return "port" }
 func (portAddr) String() string  { return api.AgentPortName }
 
-// Call is one call as its handler sees it. The handler must Reply or Fail exactly once; a handler of a streaming
-// method then uses the stream. The stream is closed when the handler returns.
+// Call is one call as its handler sees it. The handler must Finish, Fail or Reply exactly once; a handler of a streaming
+// method uses the stream after its Reply. The stream is closed when the handler returns.
 type Call struct {
 	Method string
 	// Context ends when the session does.
@@ -260,17 +260,36 @@ func (c *Call) Params(into any) error {
 	return nil
 }
 
-// Reply answers with result, which may be nil.
+// Reply answers with result, which may be nil; more is to come.
 func (c *Call) Reply(result any) error {
+	b, err := answer(result)
+	if err != nil {
+		return c.Fail(err)
+	}
+	_, err = c.Stream.Write(b)
+	return err
+}
+
+// Finish answers with result, which may be nil; that is all.
+func (c *Call) Finish(result any) error {
+	b, err := answer(result)
+	if err != nil {
+		return c.Fail(err)
+	}
+	return c.Stream.Last(b)
+}
+
+// answer is the frame of a response with a result.
+func answer(result any) ([]byte, error) {
 	var resp response
 	if result != nil {
 		body, err := json.Marshal(result)
 		if err != nil {
-			return c.Fail(err)
+			return nil, err
 		}
 		resp.Result = body
 	}
-	return writeFrame(c.Stream, resp)
+	return frame(resp)
 }
 
 // Fail answers with an error; one that is not an *api.Error goes as CodeInternal.
@@ -279,13 +298,18 @@ func (c *Call) Fail(err error) error {
 	if !errors.As(err, &e) {
 		e = api.Errorf(api.CodeInternal, "%w", err)
 	}
-	return writeFrame(c.Stream, response{Error: e})
+	b, err := frame(response{Error: e})
+	if err != nil {
+		return err
+	}
+	return c.Stream.Last(b)
 }
 
 // Serve runs the calls of one session, each in a goroutine of its own, until the session ends and all of its
 // handlers have returned.
 func Serve(conn net.Conn, handle func(*Call)) error {
-	mux, err := yamux.Server(&gatherer{Conn: conn}, muxConfig())
+	port := &gatherer{Conn: conn}
+	mux, err := yamux.Server(port, muxConfig())
 	if err != nil {
 		return err
 	}
@@ -307,7 +331,7 @@ func Serve(conn net.Conn, handle func(*Call)) error {
 			if err != nil {
 				return
 			}
-			handle(&Call{Method: req.method, Context: ctx, Stream: &Stream{s, mux}, request: req})
+			handle(&Call{Method: req.method, Context: ctx, Stream: &Stream{s, mux, port}, request: req})
 		}()
 	}
 }

@@ -21,7 +21,8 @@ const maxStale = 64 << 20
 
 // Client is the host's side of a session. All methods may be called from any goroutine.
 type Client struct {
-	mux *yamux.Session
+	mux  *yamux.Session
+	port *gatherer
 }
 
 // Dial opens a session on conn, which then belongs to the client. It waits for the agent as long as ctx allows:
@@ -36,13 +37,14 @@ func Dial(ctx context.Context, conn net.Conn, token Token) (*Client, error) {
 		conn.Close()
 		return nil, fmt.Errorf("open agent session: %w", err)
 	}
-	mux, err := yamux.Client(&gatherer{Conn: conn}, muxConfig())
+	port := &gatherer{Conn: conn}
+	mux, err := yamux.Client(port, muxConfig())
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("open agent session: %w", err)
 	}
 	go refuseStreams(mux)
-	return &Client{mux: mux}, nil
+	return &Client{mux: mux, port: port}, nil
 }
 
 // refuseStreams ends the session of a guest that opens streams: only the host calls.
@@ -106,19 +108,29 @@ const maxStreams = 4096
 const maxErrorText = 4 << 10
 
 // Call makes one call: params may be nil; result may be nil when none is wanted. An error of the agent's is an
-// *api.Error. When ctx ends first the call is abandoned, not undone.
+// *api.Error. When ctx ends first the call is abandoned, not undone. The agent is not told: a call that it has to know
+// that of is a Stream.
 func (c *Client) Call(ctx context.Context, method string, params, result any) error {
-	s, err := c.Stream(ctx, method, params, result)
-	if err == nil {
-		go s.Close() // a guest that reads nothing would hold it up
-	}
+	_, err := c.exchange(ctx, method, params, result, (*Stream).Last)
 	return err
 }
 
 // Stream makes a call of a streaming method and returns its stream once the agent has agreed. The stream's
 // CloseWrite half-closes it. Close both ways when done.
 func (c *Client) Stream(ctx context.Context, method string, params, result any) (*Stream, error) {
+	return c.exchange(ctx, method, params, result, func(s *Stream, p []byte) error {
+		_, err := s.Write(p)
+		return err
+	})
+}
+
+// exchange sends a request with write, and waits for the response.
+func (c *Client) exchange(ctx context.Context, method string, params, result any, write func(*Stream, []byte) error) (*Stream, error) {
 	req, err := newRequest(method, params)
+	if err != nil {
+		return nil, fmt.Errorf("agent %s: %w", method, err)
+	}
+	frame, err := req.frame()
 	if err != nil {
 		return nil, fmt.Errorf("agent %s: %w", method, err)
 	}
@@ -127,18 +139,18 @@ func (c *Client) Stream(ctx context.Context, method string, params, result any) 
 	}
 	// yamux waits for the peer to read without asking a context, so the exchange has a goroutine of its own.
 	type outcome struct {
-		stream *yamux.Stream
+		stream *Stream
 		resp   response
 		err    error
 	}
 	done := make(chan outcome, 1)
-	opened := make(chan *yamux.Stream, 1)
+	opened := make(chan *Stream, 1)
 	go func() {
 		defer close(opened)
 		var o outcome
 		if o.stream, o.err = c.open(); o.err == nil {
 			opened <- o.stream
-			if o.err = req.write(o.stream); o.err == nil {
+			if o.err = write(o.stream, frame); o.err == nil {
 				o.err = readFrame(o.stream, &o.resp)
 			}
 		}
@@ -174,22 +186,27 @@ func (c *Client) Stream(ctx context.Context, method string, params, result any) 
 		}
 		return nil, fmt.Errorf("agent %s: %w", method, err)
 	}
-	return &Stream{o.stream, c.mux}, nil
+	return o.stream, nil
 }
 
-func (c *Client) open() (*yamux.Stream, error) {
+func (c *Client) open() (*Stream, error) {
 	if c.mux.NumStreams() >= maxStreams {
 		c.mux.Close()
 		return nil, errors.New("agent does not close its streams")
 	}
-	return c.mux.OpenStream()
+	s, err := c.mux.OpenStream()
+	if err != nil {
+		return nil, err
+	}
+	return &Stream{s, c.mux, c.port}, nil
 }
 
 // Stream is one multiplexed stream. Close half-closes it towards the peer, as on a TCP connection with
 // CloseWrite, and what the peer still sends can be read until it closes as well.
 type Stream struct {
 	*yamux.Stream
-	mux *yamux.Session
+	mux  *yamux.Session
+	port *gatherer
 }
 
 // Read returns io.EOF only when the peer has closed the stream, and ErrSession when the session has gone.
@@ -203,3 +220,12 @@ func (s *Stream) Read(p []byte) (int, error) {
 
 // CloseWrite tells the peer that nothing more comes; reading goes on.
 func (s *Stream) CloseWrite() error { return s.Stream.Close() }
+
+// Last writes p and tells the peer that nothing more comes, in one piece where it can.
+func (s *Stream) Last(p []byte) error {
+	if len(p) <= gatherLimit {
+		s.port.expectEnd(s.StreamID(), len(p))
+	}
+	_, err := s.Write(p)
+	return errors.Join(err, s.CloseWrite())
+}

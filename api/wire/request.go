@@ -46,17 +46,16 @@ func newRequest(method string, params any) (r request, err error) {
 	return r, err
 }
 
-// write sends the request in one write.
-func (r *request) write(w io.Writer) error {
+// frame makes one frame of the request.
+func (r *request) frame() ([]byte, error) {
 	size := requestOverhead + len(r.method) + len(r.attachment) + len(r.params)
 	if size > api.MaxMessage || len(r.method) > 255 {
-		return fmt.Errorf("message of %d bytes is longer than the %d allowed", size, api.MaxMessage)
+		return nil, fmt.Errorf("message of %d bytes is longer than the %d allowed", size, api.MaxMessage)
 	}
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+size), uint32(size))
 	b = append(append(b, byte(len(r.method))), r.method...)
 	b = append(binary.BigEndian.AppendUint32(b, uint32(len(r.attachment))), r.attachment...)
-	_, err := w.Write(append(b, r.params...))
-	return err
+	return append(b, r.params...), nil
 }
 
 // readRequest reads a request, within the bounds of a frame.

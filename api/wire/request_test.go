@@ -20,11 +20,11 @@ func TestRequestAttachment(t *testing.T) {
 	if strings.Contains(strings.ToLower(string(r.params)), "seccomp") {
 		t.Errorf("the filter is in the JSON: %s", r.params)
 	}
-	var b bytes.Buffer
-	if err := r.write(&b); err != nil {
+	frame, err := r.frame()
+	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := readRequest(&b)
+	got, err := readRequest(bytes.NewReader(frame))
 	if err != nil || got.method != api.MethodCreate {
 		t.Fatalf("%q, %v", got.method, err)
 	}
@@ -36,7 +36,7 @@ func TestRequestAttachment(t *testing.T) {
 		t.Error("parameters without room for an attachment took one")
 	}
 	big, _ := newRequest("m", strings.Repeat("x", api.MaxMessage))
-	if err := big.write(&b); err == nil {
+	if _, err := big.frame(); err == nil {
 		t.Error("a request beyond the bound was sent")
 	}
 }
@@ -53,12 +53,12 @@ func FuzzReadRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		var b bytes.Buffer
-		if err := r.write(&b); err != nil {
+		frame, err := r.frame()
+		if err != nil {
 			t.Fatal(err)
 		}
-		if n := 4 + int(binary.BigEndian.Uint32(data)); !bytes.Equal(b.Bytes(), data[:n]) {
-			t.Fatalf("%x became %x", data[:n], b.Bytes())
+		if n := 4 + int(binary.BigEndian.Uint32(data)); !bytes.Equal(frame, data[:n]) {
+			t.Fatalf("%x became %x", data[:n], frame)
 		}
 	})
 }

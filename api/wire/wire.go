@@ -55,18 +55,26 @@ type response struct {
 	Result json.RawMessage `json:"result,omitempty"`
 }
 
-// writeFrame sends v as one frame in one write.
-func writeFrame(w io.Writer, v any) error {
+// frame makes one frame of v.
+func frame(v any) ([]byte, error) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(body) > api.MaxMessage {
-		return fmt.Errorf("message of %d bytes is longer than the %d allowed", len(body), api.MaxMessage)
+		return nil, fmt.Errorf("message of %d bytes is longer than the %d allowed", len(body), api.MaxMessage)
 	}
 	buf := make([]byte, 4, 4+len(body))
 	binary.BigEndian.PutUint32(buf, uint32(len(body)))
-	_, err = w.Write(append(buf, body...))
+	return append(buf, body...), nil
+}
+
+// writeFrame sends v as one frame in one write.
+func writeFrame(w io.Writer, v any) error {
+	b, err := frame(v)
+	if err == nil {
+		_, err = w.Write(b)
+	}
 	return err
 }
 

@@ -46,7 +46,9 @@ func (m *Machine) handle(call *wire.Call) {
 		call.Fail(err)
 		return
 	}
-	if call.Reply(result) == nil && serve != nil {
+	if serve == nil {
+		call.Finish(result)
+	} else if call.Reply(result) == nil {
 		serve()
 	}
 }
@@ -83,12 +85,21 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 			return nil, nil, err
 		}
 		return nil, nil, m.create(r)
+	case api.MethodRun:
+		var r api.CreateRequest
+		if err := call.Params(&r); err != nil {
+			return nil, nil, err
+		}
+		if err := m.create(r); err != nil {
+			return nil, nil, err
+		}
+		return m.begin(call, api.ProcessRef{ID: r.ID}, r.Spec.Process.Args, r.StdinOpen)
 	case api.MethodExec:
 		var r api.ExecRequest
 		if err := call.Params(&r); err != nil {
 			return nil, nil, err
 		}
-		return api.StartResult{PID: 7}, nil, m.start(r.ID, r.Exec, r.Process.Args, r.StdinOpen)
+		return m.begin(call, api.ProcessRef{ID: r.ID, Exec: r.Exec}, r.Process.Args, r.StdinOpen)
 	case api.MethodStart:
 		var r api.ProcessRef
 		if err := call.Params(&r); err != nil {
@@ -100,7 +111,7 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 		if c == nil {
 			return nil, nil, api.Errorf(api.CodeNotFound, "no container %s", r.ID)
 		}
-		return api.StartResult{PID: 1}, nil, m.start(r.ID, "", c.request.Spec.Process.Args, c.request.StdinOpen)
+		return m.begin(call, r, c.request.Spec.Process.Args, c.request.StdinOpen)
 	case api.MethodOutput:
 		var r api.OutputRequest
 		if err := call.Params(&r); err != nil {
@@ -114,7 +125,7 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 		if err != nil {
 			return nil, nil, err
 		}
-		return api.OutputResult{Offset: at}, func() { p.serveOutput(call, at) }, nil
+		return api.OutputResult{Offset: at}, func() { m.serveOutput(call, r.ProcessRef, p, at) }, nil
 	}
 	return m.answerProcess(call)
 }
@@ -136,7 +147,7 @@ func (m *Machine) answerProcess(call *wire.Call) (result any, serve func(), err 
 	case api.MethodWait:
 		select {
 		case <-p.exited:
-			return api.ExitStatus{Code: p.code, OOMKilled: p.oom}, nil, nil
+			return p.status(), nil, nil
 		case <-call.Context.Done():
 			return nil, nil, call.Context.Err()
 		}
@@ -163,6 +174,18 @@ func (m *Machine) create(r api.CreateRequest) error {
 	}
 	m.containers[r.ID] = &guestContainer{id: r.ID, request: r, processes: map[string]*Process{}}
 	return nil
+}
+
+// begin starts a process, whose output the rest of the call is.
+func (m *Machine) begin(call *wire.Call, r api.ProcessRef, args []string, stdin bool) (result any, serve func(), err error) {
+	if err := m.start(r.ID, r.Exec, args, stdin); err != nil {
+		return nil, nil, err
+	}
+	p, err := m.process(r)
+	if err != nil { // it has been deleted already
+		return nil, nil, err
+	}
+	return api.StartResult{PID: 7}, func() { m.serveOutput(call, r, p, 0) }, nil
 }
 
 func (m *Machine) start(id, exec string, args []string, stdin bool) error {
@@ -249,8 +272,8 @@ func (m *Machine) delete(r api.ProcessRef) error {
 	return nil
 }
 
-// serveOutput sends the journal until it ends and everything has been sent.
-func (p *Process) serveOutput(call *wire.Call, at uint64) {
+// serveOutput sends the journal until it ends and everything has been sent, and forgets an exec when the host says so.
+func (m *Machine) serveOutput(call *wire.Call, r api.ProcessRef, p *Process, at uint64) {
 	acks := make(chan struct{})
 	go func() {
 		defer close(acks)
@@ -259,7 +282,11 @@ func (p *Process) serveOutput(call *wire.Call, at uint64) {
 			if _, err := io.ReadFull(call.Stream, b[:]); err != nil {
 				return
 			}
-			p.acknowledge(binary.BigEndian.Uint64(b[:]))
+			if at := binary.BigEndian.Uint64(b[:]); at != api.Forget {
+				p.acknowledge(at)
+			} else if r.Exec != "" {
+				m.delete(r)
+			}
 		}
 	}()
 	for {
@@ -280,7 +307,7 @@ func (p *Process) serveOutput(call *wire.Call, at uint64) {
 			return
 		}
 	}
-	call.Stream.CloseWrite()
+	call.Stream.Last(p.status().AppendRecord(nil))
 	select {
 	case <-acks:
 	case <-call.Context.Done():

@@ -87,6 +87,13 @@ func (p *Process) hasExited() bool {
 	return p.over
 }
 
+// status is how the process ended; it has.
+func (p *Process) status() api.ExitStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return api.ExitStatus{Code: p.code, OOMKilled: p.oom}
+}
+
 // Signal sends a signal, as the agent does.
 func (p *Process) Signal(n int) error {
 	if p.hasExited() {

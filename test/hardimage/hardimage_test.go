@@ -253,10 +253,7 @@ func start(t *testing.T, g guestos.Guest, img image.Image) *box {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.end(t, dir) })
-	if err := b.vm.Create(ctx, b.request); err != nil {
-		t.Fatalf("%v; console: %s", err, b.vm.Console(2000))
-	}
-	if err := b.vm.StartContainer(ctx, b.request.ID); err != nil {
+	if _, _, err := b.vm.Run(ctx, b.request); err != nil {
 		t.Fatalf("%v; console: %s", err, b.vm.Console(2000))
 	}
 	t.Logf("booted and started in %v", time.Since(begun).Round(time.Millisecond))
@@ -300,11 +297,7 @@ func (b *box) run(t *testing.T, args []string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.vm.Exec(ctx, r); err != nil {
-		t.Fatal(err)
-	}
-	ref := api.ProcessRef{ID: r.ID, Exec: r.Exec}
-	output, err := b.vm.Output(ctx, ref, 0)
+	output, _, err := b.vm.Exec(ctx, r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,9 +321,8 @@ func (b *box) run(t *testing.T, args []string) []byte {
 			t.Fatal(err)
 		}
 	}
-	st, err := b.vm.Wait(ctx, ref)
-	if err != nil || st.Code != 0 {
-		t.Fatalf("%v: %+v %v", args, st, err)
+	if st, ended := output.Exit(); !ended || st.Code != 0 {
+		t.Fatalf("%v: %+v", args, st)
 	}
 	return out.Bytes()
 }
