@@ -157,19 +157,26 @@ func (a *Agent) answerRef(c *wire.Call) (any, error) {
 
 // streamStart runs a method that starts a process, and is its output from then on.
 func (a *Agent) streamStart(c *wire.Call) {
-	started, p, forget, err := a.start(c)
+	started, p, ref, err := a.start(c)
 	if err != nil {
 		c.Fail(err)
 		return
 	}
-	if c.Reply(started) == nil && p.serveOutput(c.Context, 0, c.Stream) {
-		forget()
+	cut := p.takeOutput()
+	if c.Reply(started) == nil && p.serveOutput(c.Context, 0, cut, c.Stream) {
+		a.forget(ref)
 	}
 }
 
-// start starts a process; forget is what the host may wish when it has its exit status and all of its output.
-func (a *Agent) start(c *wire.Call) (started api.StartResult, p *process, forget func(), err error) {
-	forget = func() {}
+// forget deletes an exec of which the host has all there is to know.
+func (a *Agent) forget(r *api.ProcessRef) {
+	if ct, err := a.container(r.ID); err == nil && r.Exec != "" {
+		ct.deleteExec(r.Exec)
+	}
+}
+
+// start starts a process.
+func (a *Agent) start(c *wire.Call) (started api.StartResult, p *process, ref *api.ProcessRef, err error) {
 	switch c.Method {
 	case api.MethodExec:
 		var r api.ExecRequest
@@ -180,8 +187,8 @@ func (a *Agent) start(c *wire.Call) (started api.StartResult, p *process, forget
 		if ct, err = a.container(r.ID); err != nil {
 			return
 		}
+		ref = &api.ProcessRef{ID: r.ID, Exec: r.Exec}
 		p, err = ct.exec(&r)
-		forget = func() { ct.deleteExec(r.Exec) }
 	case api.MethodRun:
 		var r api.CreateRequest
 		if err = c.Params(&r); err != nil {
@@ -192,13 +199,14 @@ func (a *Agent) start(c *wire.Call) (started api.StartResult, p *process, forget
 			return
 		}
 		started.CreateNanos = bootTime() - began
-		p, err = a.startFirst(&api.ProcessRef{ID: r.ID})
+		ref = &api.ProcessRef{ID: r.ID}
+		p, err = a.startFirst(ref)
 	default:
-		var r api.ProcessRef
-		if err = c.Params(&r); err != nil {
+		ref = new(api.ProcessRef)
+		if err = c.Params(ref); err != nil {
 			return
 		}
-		p, err = a.startFirst(&r)
+		p, err = a.startFirst(ref)
 	}
 	if err == nil {
 		started.PID = p.id()
@@ -238,18 +246,16 @@ func (a *Agent) stream(c *wire.Call) {
 		c.Fail(err)
 		return
 	}
-	var result any
-	if c.Method == api.MethodOutput {
-		result = api.OutputResult{Offset: r.Offset}
-	}
-	if c.Reply(result) != nil {
+	if c.Method == api.MethodStdin {
+		if c.Reply(nil) == nil {
+			p.serveStdin(c.Context, c.Stream)
+		}
 		return
 	}
-	if c.Method == api.MethodOutput {
-		p.serveOutput(c.Context, r.Offset, c.Stream)
-		return
+	cut := p.takeOutput()
+	if c.Reply(api.OutputResult{Offset: r.Offset}) == nil && p.serveOutput(c.Context, r.Offset, cut, c.Stream) {
+		a.forget(&r.ProcessRef)
 	}
-	p.serveStdin(c.Context, c.Stream)
 }
 
 func (a *Agent) ping() api.PingResult {

@@ -15,17 +15,21 @@ type outputStream interface {
 	Last(p []byte) error
 }
 
-// serveOutput sends the journal from an offset on, then how the process ended, and takes acknowledgements. It returns
-// when the host has no more to say, and whether it has said that the process may be forgotten.
-func (p *process) serveOutput(ctx context.Context, at uint64, stream outputStream) bool {
-	cut := make(chan struct{})
+// takeOutput makes the caller the one who serves the output, before the host hears that it does: the host may ask again
+// at once, and the last to ask has it. What it returns is closed when somebody else has taken over.
+func (p *process) takeOutput() (cut <-chan struct{}) {
 	p.outMu.Lock()
+	defer p.outMu.Unlock()
 	if p.outCut != nil {
 		close(p.outCut)
 	}
-	p.outCut = cut
-	p.outMu.Unlock()
+	p.outCut = make(chan struct{})
+	return p.outCut
+}
 
+// serveOutput sends the journal from an offset on, then how the process ended, and takes acknowledgements. It returns
+// when the host has no more to say, and whether it has said that the process may be forgotten. cut is takeOutput's.
+func (p *process) serveOutput(ctx context.Context, at uint64, cut <-chan struct{}, stream outputStream) bool {
 	acks, forget := make(chan struct{}), false
 	give := make(chan struct{})
 	go func() {
