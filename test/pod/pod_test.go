@@ -152,8 +152,7 @@ func serve(ctx context.Context, t *testing.T, build house.Build, nics []vm.NIC, 
 	t.Cleanup(func() { machine.Kill() })
 	for _, step := range []func() error{
 		func() error { return machine.Network(ctx, api.NetworkRequest{Interfaces: interfaces}) },
-		func() error { return machine.Create(ctx, request) },
-		func() error { return machine.StartContainer(ctx, request.ID) },
+		func() error { _, _, err := machine.Run(ctx, request); return err },
 	} {
 		if err := step(); err != nil {
 			t.Fatalf("%v; console: %s", err, machine.Console(2000))
