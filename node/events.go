@@ -100,7 +100,7 @@ func (n *Node) Events(ctx context.Context, since, until time.Time, filters docke
 	}
 	for _, m := range past {
 		if !until.IsZero() && m.TimeNano > until.UnixNano() {
-			return nil
+			continue // the clock may have been put back since
 		}
 		if matchesEvent(m, filters) {
 			if err := send(m); err != nil {

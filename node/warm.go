@@ -108,17 +108,23 @@ func sweepFailures(dir string) error {
 	var errs []error
 	for _, e := range entries {
 		fi, err := e.Info()
-		if err == nil && strings.HasSuffix(e.Name(), failureSuffix) && time.Since(fi.ModTime()) >= warmRetry {
+		if err == nil && strings.HasSuffix(e.Name(), failureSuffix) && !recent(fi) {
 			errs = append(errs, os.Remove(filepath.Join(dir, e.Name())))
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// recent tells of a failure that keeps others from trying again; one that is still to come, the clock having been put back, does not.
+func recent(fi fs.FileInfo) bool {
+	age := time.Since(fi.ModTime())
+	return age > -time.Minute && age < warmRetry
+}
+
 // want reports whether a shadow is to be made for key, and that it is from now on: not while another is, nor soon after
 // one has failed.
 func (w *warmth) want(key string) bool {
-	if fi, err := os.Stat(w.failure(key)); err == nil && time.Since(fi.ModTime()) < warmRetry {
+	if fi, err := os.Stat(w.failure(key)); err == nil && recent(fi) {
 		return false
 	}
 	w.mu.Lock()
@@ -146,7 +152,8 @@ func (w *warmth) busy() bool {
 // fail remembers that the shadow of key came to nothing.
 func (w *warmth) fail(key string, why error) {
 	// If even that cannot be written, it is tried again at the next start: no more often than containers start.
-	_ = os.WriteFile(w.failure(key), []byte(clean(why.Error())+"\n"), 0o600)
+	now := time.Now() // by the clock that recent looks at
+	_ = errors.Join(os.WriteFile(w.failure(key), []byte(clean(why.Error())+"\n"), 0o600), os.Chtimes(w.failure(key), now, now))
 }
 
 // keep puts a warm image into memory, as the one used last.

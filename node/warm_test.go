@@ -245,6 +245,15 @@ func TestShadowFails(t *testing.T) {
 				if images := h.warmImages(); len(images) != 1 || !strings.HasSuffix(images[0], ".failed") {
 					t.Errorf("left: %v", images)
 				}
+				to := time.Now().Add(1000 * time.Hour) // the clock was wrong, and has been put right
+				if err := os.Chtimes(h.path("root", "warm", h.warmImages()[0]), to, to); err != nil {
+					t.Fatal(err)
+				}
+				if !h.warmth.want("x") || !h.warmth.want(strings.TrimSuffix(h.warmImages()[0], failureSuffix)) {
+					t.Error("a failure that is still to come keeps others from trying")
+				}
+				h.warmth.done("x")
+				h.warmth.done(strings.TrimSuffix(h.warmImages()[0], failureSuffix))
 				old := time.Now().Add(-warmRetry) // a day later it may be tried once more
 				if err := os.Chtimes(h.path("root", "warm", h.warmImages()[0]), old, old); err != nil {
 					t.Fatal(err)

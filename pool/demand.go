@@ -11,6 +11,7 @@ const (
 // demand remembers how many sandboxes of a size were wanted when: as many within five seconds as in the busiest five of
 // the last five minutes are likely to be wanted again, and making one takes less than that.
 type demand struct {
+	began  time.Time // the beginning of slot 0; zero before the first one
 	counts [demandSlots]int
 	last   int64 // the slot that was counted last; those before it, a round at most, are in counts
 }
@@ -31,9 +32,13 @@ func (d *demand) peak(now time.Time) int {
 	return most
 }
 
-// advance forgets what is too long ago. A clock that was put back counts as standing still.
+// advance forgets what is too long ago. Slots are counted from the first one on, by the monotonic clock: how often the other is
+// put right is of no matter.
 func (d *demand) advance(now time.Time) {
-	slot := now.UnixNano() / int64(demandSlot)
+	if d.began.IsZero() {
+		d.began = now.Add(-time.Duration(now.UnixNano() % int64(demandSlot)))
+	}
+	slot := int64(now.Sub(d.began) / demandSlot)
 	if slot-d.last > demandSlots {
 		d.last, d.counts = slot, [demandSlots]int{}
 	}

@@ -264,6 +264,11 @@ func TestUnusedTemplate(t *testing.T) {
 	if fi, err := os.Stat(all[0]); err != nil || time.Since(fi.ModTime()) > time.Hour {
 		t.Errorf("its use was not noted: %v", err)
 	}
+	age(-1000 * time.Hour) // the clock was wrong then
+	b.close(b.open())
+	if fi, err := os.Stat(all[0]); err != nil || time.Until(fi.ModTime()) > 0 {
+		t.Errorf("it is kept until a time that the clock was wrong about: %v", err)
+	}
 	age(keepUnused + time.Hour)
 	b.close(b.open())
 	if _, err := os.Stat(filepath.Dir(all[0])); !os.IsNotExist(err) {

@@ -103,10 +103,19 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string, 
 // keepUnused is how long a template that no daemon has loaded stays on the disk.
 const keepUnused = 7 * 24 * time.Hour
 
-// unused tells whether a template was last loaded too long ago: load leaves the time at its manifest.
+// unused tells whether a template was last loaded too long ago: load leaves the time at its manifest. One that is still to come,
+// the clock having been put back, becomes now.
 func unused(dir string) bool {
-	fi, err := os.Stat(filepath.Join(dir, snapshot.ManifestName))
-	return err == nil && time.Since(fi.ModTime()) > keepUnused
+	path := filepath.Join(dir, snapshot.ManifestName)
+	fi, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	now := time.Now()
+	if fi.ModTime().After(now) {
+		_ = os.Chtimes(path, now, now) // the next daemon tries it again
+	}
+	return now.Sub(fi.ModTime()) > keepUnused
 }
 
 // path is where the template of a class belongs.

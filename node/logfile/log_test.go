@@ -94,9 +94,16 @@ func TestSinceUntil(t *testing.T) {
 	if s := text(t, l, ReadOptions{Tail: 2, Stdout: true, Until: t0.Add(5 * time.Second)}); s != "4\n5\n" {
 		t.Errorf("%q", s)
 	}
+	// The clock is put back.
+	if err := l.Append(api.Stdout, []byte("early\n"), t0.Add(4*time.Second), 11); err != nil {
+		t.Fatal(err)
+	}
+	if s := text(t, l, ReadOptions{Tail: -1, Stdout: true, Since: t0.Add(3 * time.Second), Until: t0.Add(5 * time.Second)}); s != "3\n4\n5\nearly\n" {
+		t.Errorf("%q", s)
+	}
 	// A follower stops by itself at an Until to come.
 	start := time.Now()
-	if s := text(t, l, ReadOptions{Tail: 1, Stdout: true, Follow: true, Until: start.Add(50 * time.Millisecond)}); s != "9\n" || time.Since(start) < 50*time.Millisecond {
+	if s := text(t, l, ReadOptions{Tail: 1, Stdout: true, Follow: true, Until: start.Add(50 * time.Millisecond)}); s != "early\n" || time.Since(start) < 50*time.Millisecond {
 		t.Errorf("%q after %v", s, time.Since(start))
 	}
 }
