@@ -14,7 +14,7 @@ func crowd(ctx context.Context, e env) (rows []row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, ours.stop()) }()
-	if err := ours.do(ctx, "run", "--rm", "busybox", "true"); err != nil {
+	if err := ours.do(ctx, "run", "--rm", "--network", "none", "busybox", "true"); err != nil {
 		return nil, err
 	}
 	peer, image, ctrErr := startWithBusybox(ctx, e, "containerd")
@@ -40,7 +40,7 @@ func crowd(ctx context.Context, e env) (rows []row, err error) {
 func ourCrowd(ctx context.Context, s *side, n int) error {
 	return all(ctx, n, n, func(ctx context.Context, i int) error {
 		name := fmt.Sprintf("box%d", i)
-		if err := s.do(ctx, "run", "-d", "--name", name, "busybox", "sleep", "100000"); err != nil {
+		if err := s.do(ctx, "run", "-d", "--name", name, "--network", "none", "busybox", "sleep", "100000"); err != nil {
 			return err
 		}
 		return s.do(ctx, "exec", name, "true")

@@ -15,10 +15,7 @@ func many(ctx context.Context, e env) (rows []row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-	if err := s.do(ctx, "run", "--rm", "--memory", smallContainer, "busybox", "true"); err != nil {
-		return nil, err
-	}
-	if err := awaitPool(ctx, socket(e, "many"), 0); err != nil {
+	if err := templated(ctx, e, s, "many"); err != nil {
 		return nil, err
 	}
 	before, err := available()
@@ -26,7 +23,7 @@ func many(ctx context.Context, e env) (rows []row, err error) {
 		return nil, err
 	}
 	began := time.Now()
-	if err := fillUp(ctx, s, e.sandboxes, "--memory", smallContainer); err != nil {
+	if err := fillUp(ctx, s, e.sandboxes, smallFlags()...); err != nil {
 		return nil, err
 	}
 	started := time.Since(began)

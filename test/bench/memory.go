@@ -14,8 +14,17 @@ import (
 // atOnce bounds the starts in progress where it is not starting that is measured.
 const atOnce = 4
 
-// smallContainer is the memory of the guests where many are up.
-const smallContainer = "64m"
+// smallFlags are those of a container where many are up.
+func smallFlags() []string { return []string{"--memory", "64m", "--network", "none"} }
+
+// templated waits until a daemon of ours has a template for such containers: each of many would boot otherwise, and take four
+// times the memory.
+func templated(ctx context.Context, e env, s *side, name string) error {
+	if err := s.do(ctx, append(append([]string{"run", "--rm"}, smallFlags()...), "busybox", "true")...); err != nil {
+		return err
+	}
+	return awaitPool(ctx, socket(e, name), 0)
+}
 
 // memory measures what the daemons take with many containers up, without the containers: for us without the virtual
 // machines' monitors, for docker without the shims, which have rows of their own.
@@ -25,7 +34,10 @@ func memory(ctx context.Context, e env) (rows []row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, ours.stop()) }()
-	if err := fillUp(ctx, ours, e.containers, "--memory", smallContainer); err != nil {
+	if err := templated(ctx, e, ours, "memory"); err != nil {
+		return nil, err
+	}
+	if err := fillUp(ctx, ours, e.containers, smallFlags()...); err != nil {
 		return nil, err
 	}
 	docker, dockerErr := startDocker(ctx, e)

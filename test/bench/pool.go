@@ -19,7 +19,8 @@ func booting() []string     { return []string{"--pool", "off"} }
 // poolPatience bounds the making of a template and of what is kept ready.
 const poolPatience = 2 * time.Minute
 
-// awaitPool waits until a size of the daemon's has its template, at least so many sandboxes ready, and all it wants.
+// awaitPool waits until the sizes of the daemon's that something was started in, or any one if nothing was, have their
+// template, at least so many sandboxes ready, and all they want.
 func awaitPool(ctx context.Context, socket string, least int) error {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -35,8 +36,9 @@ func awaitPool(ctx context.Context, socket string, least int) error {
 		}
 		var status struct {
 			Classes []struct {
-				Template               bool
-				Ready, Wanted, Filling int
+				Template                bool
+				Ready, Wanted, Filling  int
+				Taken, Restored, Missed int
 			}
 		}
 		err = json.NewDecoder(answer.Body).Decode(&status)
@@ -44,10 +46,16 @@ func awaitPool(ctx context.Context, socket string, least int) error {
 		if err != nil {
 			return err
 		}
+		filled, missing := 0, 0
 		for _, c := range status.Classes {
 			if c.Template && c.Ready >= max(least, c.Wanted) && c.Filling == 0 {
-				return nil
+				filled++
+			} else if c.Taken+c.Restored+c.Missed > 0 {
+				missing++
 			}
+		}
+		if filled > 0 && missing == 0 {
+			return nil
 		}
 	}
 	return errors.New("the pool does not fill")

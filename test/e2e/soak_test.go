@@ -9,8 +9,13 @@ import (
 	"testing"
 )
 
-// soakDefault is how many containers TestSoak makes; the variable CRADLE_SOAK asks for another number.
+// soakDefault is how many containers TestSoak makes; the variable CRADLE_SOAK asks for another number. Each takes a few seconds:
+//
+//	CRADLE_SOAK=1000 go test ./test/e2e -run TestSoak -count=1 -timeout 3h -v
 const soakDefault = 4
+
+// soakFiles is by how many a daemon's open files may differ between two moments: machines of its pool come and go.
+const soakFiles = 200
 
 // Clones, and containers that come back from the disk, all have identities of their own, and leave nothing.
 func TestSoak(t *testing.T) {
@@ -37,7 +42,14 @@ func TestSoak(t *testing.T) {
 	for word := range source {
 		seen[word] = "source"
 	}
+	files := 0 // that the daemon has open with the source alone
 	for i := range count {
+		if i == 1 {
+			files = c.openFiles(t)
+		}
+		if i%100 == 99 {
+			t.Logf("%d of %d, the daemon has %d files open", i+1, count, c.openFiles(t))
+		}
 		name := fmt.Sprintf("clone-%d", i)
 		c.ok(t, "clone", "--name", name, "source")
 		if i%2 == 1 {
@@ -56,6 +68,9 @@ func TestSoak(t *testing.T) {
 		}
 		c.ok(t, "rm", "-f", name)
 	}
+	if now := c.openFiles(t); count > 1 && now > files+soakFiles {
+		t.Errorf("the daemon has %d files open, %d after the first clone", now, files)
+	}
 	c.ok(t, "rm", "-f", "source")
 	if left := c.ok(t, "ps", "-aq"); left != "" {
 		t.Errorf("left: %s", left)
@@ -63,4 +78,14 @@ func TestSoak(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(c.house.Root(), "containers", "*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
+}
+
+// openFiles counts the files that the daemon has open.
+func (c client) openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.house.DaemonPID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
 }
