@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 )
@@ -33,22 +34,23 @@ func TestHostServices(t *testing.T) {
 	}
 	open := func(when string, network string, want bool) {
 		t.Helper()
-		for _, gate := range gates {
-			try := once
-			if want {
-				try = ask
-			}
-			if got := try(a, network, gate) != ""; got != want {
-				t.Errorf("%s: %s to %s: %v", when, network, gate, got)
-			}
+		try := once
+		if want {
+			try = ask
 		}
+		var tries sync.WaitGroup
+		for _, gate := range gates {
+			tries.Go(func() {
+				if got := try(a, network, gate) != ""; got != want {
+					t.Errorf("%s: %s to %s: %v", when, network, gate, got)
+				}
+			})
+		}
+		tries.Wait()
 	}
 	open("one port", "tcp", true)
 	open("one port", "udp", false)
-	for _, gate := range gates {
-		closed(t, door{b, gate})
-		closed(t, door{far, gate})
-	}
+	closed(t, door{b, gates[0]}, door{b, gates[1]}, door{far, gates[0]}, door{far, gates[1]})
 	var begun net.Conn
 	a.Do(func() (err error) {
 		begun, err = net.DialTimeout("tcp", gates[0].String(), 5*time.Second)
@@ -63,7 +65,7 @@ func TestHostServices(t *testing.T) {
 	}
 	set(Policy{})
 	open("no policy", "tcp", false)
-	begun.SetDeadline(time.Now().Add(time.Second))
+	begun.SetDeadline(time.Now().Add(wait))
 	begun.Write([]byte("x"))
 	if n, err := begun.Read(make([]byte, 1)); err == nil {
 		t.Errorf("what had begun goes on: %d bytes", n)
