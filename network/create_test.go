@@ -134,7 +134,7 @@ func TestMoving(t *testing.T) {
 	old := e
 	e = h.attach(EndpointSpec{Network: "two", Name: "a", TAP: e.TAP})
 	closed(t, door{g, port7(eb.IPv4.Addr())})          // the guest has its old addresses
-	if err := g.Send(honest(old, eb)[0]); err != nil { // whatever its stack has sent meanwhile
+	if err := g.Send(nettest.Honest(identity(old), identity(eb))[0]); err != nil { // whatever its stack has sent meanwhile
 		t.Fatal(err)
 	}
 	if from, _, err := h.Counters(e.ID); err != nil || from.Drops() == 0 {
