@@ -133,7 +133,7 @@ func TestMoving(t *testing.T) {
 	closed(t, door{g, port7(eb.IPv4.Addr())})
 	old := e
 	e = h.attach(EndpointSpec{Network: "two", Name: "a", TAP: e.TAP})
-	closed(t, door{g, port7(eb.IPv4.Addr())})          // the guest has its old addresses
+	closed(t, door{g, port7(eb.IPv4.Addr())})                                      // the guest has its old addresses
 	if err := g.Send(nettest.Honest(identity(old), identity(eb))[0]); err != nil { // whatever its stack has sent meanwhile
 		t.Fatal(err)
 	}
