@@ -116,6 +116,45 @@ func TestHostileGuest(t *testing.T) {
 	}
 }
 
+// TestDiscoveryStays: neighbour discovery, which no policy is asked about, is not forwarded; other packets are.
+func TestDiscoveryStays(t *testing.T) {
+	h := newHouse(t)
+	world := nettest.NewOutside(t)
+	n := h.create(Spec{Name: "n", IPv6: true})
+	bad, e := h.guest(EndpointSpec{Network: n.Name, Name: "bad", Policy: Policy{Deny: true, Rules: []Rule{{Allow: true, Prefix: prefix("::/0"), Protocol: "udp"}}}})
+	var far *nettest.Sniffer
+	world.Do(func() error { far = nettest.Sniff(t, "world"); return nil })
+	self, out := identity(e), nettest.OutsideAddr6()
+	bridge, err := net.InterfaceByName(n.Bridge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(next byte, payload []byte) {
+		t.Helper()
+		if err := bad.Send(nettest.Frame(bridge.HardwareAddr, self.MAC, 0x86dd, nettest.IPv6(self.IPv6, out, next, payload))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(58, nettest.ICMPv6(self.IPv6, out, 135, append(make([]byte, 4), []byte("carries a secret")...)))
+	send(58, nettest.ICMPv6(self.IPv6, out, 128, []byte("carries a secret")))
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		send(17, nettest.UDP6(self.IPv6, out, 1000, 7, []byte("honest")))
+		came := false
+		for _, f := range far.Frames() {
+			if bytes.Contains(f, []byte("secret")) {
+				t.Fatalf("forwarded: %x", f)
+			}
+			came = came || bytes.Contains(f, []byte("honest"))
+		}
+		if came {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("nothing comes: the test shows nothing")
+		}
+	}
+}
+
 // TestChecksumTrick: a guest asks the kernel to write a checksum of its choice over the source address, after the filter has
 // looked. Honest requests, at the place of UDP's checksum, pass.
 func TestChecksumTrick(t *testing.T) {

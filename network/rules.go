@@ -65,6 +65,7 @@ func guestRules(s *tableSets) []rule {
 		join(out(s.internal), drop()),
 		join(in(s.bridges), notIn(s.metadata), ipv4(), load(16, 4), mask(4, 16), equal([]byte{169, 254, 0, 0}), drop()),
 		join(in(s.bridges), notIn(s.metadata), ipv6(), load(24, 16), equal(metadata6), drop()),
+		join(in(s.bridges), upper(unix.IPPROTO_ICMPV6), discovery(), drop()), // which is for neighbours: no policy is asked of it
 		join(published(), accept()),
 		join(out(s.bridges), drop()),
 	}
@@ -169,6 +170,11 @@ func loadTo(to, offset, size uint32) rule {
 
 func header(offset, size uint32) rule {
 	return rule{&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size}}
+}
+
+// discovery are ICMPv6's messages of neighbours and routers.
+func discovery() rule {
+	return join(header(0, 1), rule{&expr.Range{Op: expr.CmpOpEq, Register: reg1, FromData: []byte{133}, ToData: []byte{137}}})
 }
 
 // mask keeps the first bits of size bytes in reg1.

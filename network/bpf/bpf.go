@@ -45,7 +45,7 @@ type Endpoint struct {
 	LinkLocal netip.Addr // the zero Addr: derived from MAC (EUI-64) when there is an IPv6
 
 	Metadata bool // may reach 169.254.0.0/16 and fd00:ec2::254
-	Policy   bool // the rules of SetPolicy decide
+	Policy   bool // the rules of SetPolicy decide, but not about ARP and neighbour discovery
 	Deny     bool // what no rule speaks of is denied
 }
 

@@ -309,6 +309,26 @@ func TestPolicy(t *testing.T) {
 		t.Errorf("IPv6: %q", r)
 	}
 
+	echo := func(kind byte) []byte { return v6(ip6, 58, nettest.ICMPv6(ip6, peer6, kind, make([]byte, 4))) }
+	if r := verdict(t, g, g.from, echo(128)); r != "policy" {
+		t.Errorf("ping over IPv6: %q", r)
+	}
+	if r := verdict(t, g, g.from, nd(ip6, 135, 0, peer6)); r != "" {
+		t.Errorf("neighbour discovery: %q", r)
+	}
+	if r := verdict(t, g, g.to, nettest.Frame(mac, other, 0x86dd, nettest.IPv6(peer6, ip6, 58, nettest.ICMPv6(peer6, ip6, 128, make([]byte, 4))))); r != "" {
+		t.Errorf("ping of the guest: %q", r)
+	}
+	if r := verdict(t, g, g.from, echo(129)); r != "" {
+		t.Errorf("answer to a ping: %q", r)
+	}
+	if err := g.SetPolicy(loopback, append(rules, Rule{allow, netip.MustParsePrefix("::/0"), 1, 0, 0})); err != nil {
+		t.Fatal(err)
+	}
+	if r := verdict(t, g, g.from, echo(128)); r != "" {
+		t.Errorf("ping over IPv6 that is allowed: %q", r)
+	}
+
 	// Names open addresses for a while, but not those that a rule denies.
 	web := []Rule{{Allow: true, Protocol: 6, Low: 443, High: 443}}
 	for _, a := range []string{"198.51.100.1", "203.0.113.9"} {

@@ -21,7 +21,7 @@ const (
 type Rule struct {
 	Allow     bool
 	Prefix    netip.Prefix // the other side
-	Protocol  uint8        // IP protocol number; 0: any
+	Protocol  uint8        // IP protocol number; 0: any; 1 (ICMP): ICMPv6 too
 	Low, High uint16       // ports of the other side; 0 and 0: any
 }
 

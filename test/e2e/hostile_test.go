@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/cradlevm/cradle/network/nettest"
 )
 
@@ -65,22 +68,21 @@ func (s *segment) identify(name string) nettest.Identity {
 
 // interfaces finds the host's end of the hostile guest's interface, by its entry in the bridge's table, and the bridge.
 func (s *segment) interfaces() (tap, bridge string) {
-	out, err := exec.Command("bridge", "fdb", "show").Output()
+	entries, err := netlink.NeighList(0, unix.AF_BRIDGE)
 	if err != nil {
-		s.t.Fatalf("bridge fdb: %v", err)
+		s.t.Fatalf("list the bridges' tables: %v", err)
 	}
-	for _, line := range strings.Split(string(out), "\n") {
-		f := strings.Fields(line)
-		if len(f) < 5 || f[0] != s.who["bad"].MAC.String() || !strings.HasPrefix(f[2], "ct") {
+	for _, e := range entries {
+		if !bytes.Equal(e.HardwareAddr, s.who["bad"].MAC) || e.MasterIndex == 0 {
 			continue
 		}
-		master, err := os.Readlink("/sys/class/net/" + f[2] + "/master")
-		alias, _ := os.ReadFile("/sys/class/net/" + filepath.Base(master) + "/ifalias") // whose it is
-		if err == nil && strings.Contains(string(alias), s.house.Dir) {
-			return f[2], filepath.Base(master)
+		port, err1 := netlink.LinkByIndex(e.LinkIndex)
+		master, err2 := netlink.LinkByIndex(e.MasterIndex)
+		if err1 == nil && err2 == nil && strings.Contains(master.Attrs().Alias, s.house.Dir) { // whose it is
+			return port.Attrs().Name, master.Attrs().Name
 		}
 	}
-	s.t.Fatalf("no interface of %s in\n%s", s.who["bad"].MAC, out)
+	s.t.Fatalf("no bridge knows %s", s.who["bad"].MAC)
 	return "", ""
 }
 

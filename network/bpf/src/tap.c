@@ -84,7 +84,7 @@ enum { ALLOW = 1, DENY = 2, MAX_RULES = 16, MAX_OPEN_RULES = 4 };
 
 struct rule {
 	u8 action;
-	u8 protocol; // 0: any
+	u8 protocol; // 0: any; ICMP: ICMPv6 too
 	u16 low;     // ports, host order; 0 and 65535: any, and protocols without ports
 	u16 high;
 	u16 unused;
@@ -219,6 +219,7 @@ struct packet {
 	u8 fragmented; // any fragment
 	u8 later;      // a fragment without the upper layer's header
 	u8 begins;     // may begin a conversation: TCP with SYN and no ACK, all else
+	u8 neighbour;  // neighbour discovery, which no router passes on
 };
 
 INLINE int same(const void *a, const void *b, int len)
@@ -337,6 +338,19 @@ INLINE enum reason read_ports(struct __sk_buff *skb, struct packet *p, int from_
 	return PASS;
 }
 
+// check_upper is for what a guest sends, whose addresses are right; the ports are those of DHCP's servers and clients.
+INLINE enum reason check_upper(struct __sk_buff *skb, struct packet *p, u16 server, u16 client)
+{
+	enum reason r = read_ports(skb, p, 1);
+	if (r)
+		return r;
+	if (p->protocol == UDP && !p->later &&
+	    (p->local_port == htons(server) || (p->local_port == htons(client) && p->remote_port == htons(server))))
+		return R_DHCP;
+	u32 checked = p->l4 + (p->protocol == TCP ? 14 : 4);
+	return overwrites(skb, checked) ? R_CHECKSUM : PASS;
+}
+
 INLINE void map_ipv4(u8 to[16], u32 address)
 {
 	__builtin_memset(to, 0, 10);
@@ -378,17 +392,10 @@ CALL enum reason check_ipv4(struct __sk_buff *skb, const struct endpoint *e, str
 	if ((h.destination & htonl(0xffff0000)) == htonl(0xa9fe0000) && !(e->flags & F_METADATA))
 		return R_METADATA;
 	map_ipv4(p->remote, h.destination);
-	r = read_ports(skb, p, 1);
-	if (r)
-		return r;
-	if (p->protocol == UDP && !p->later &&
-	    (p->local_port == htons(67) || (p->local_port == htons(68) && p->remote_port == htons(67))))
-		return R_DHCP;
-	u32 checked = p->l4 + (p->protocol == TCP ? 14 : 4);
-	return overwrites(skb, checked) ? R_CHECKSUM : PASS;
+	return check_upper(skb, p, 67, 68);
 }
 
-// skip_fragment leaves p at the upper layer. Other extension headers are refused: nothing that guests send needs them,
+// parse_ipv6 leaves p at the upper layer. Other extension headers are refused: nothing that guests send needs them,
 // and all evasions of filters do.
 INLINE enum reason parse_ipv6(struct __sk_buff *skb, struct packet *p, struct ipv6 *h)
 {
@@ -418,7 +425,8 @@ INLINE enum reason check_icmpv6(struct __sk_buff *skb, const struct endpoint *e,
 		return unspecified ? R_SOURCE_IPV6 : PASS; // nothing without its first fragment, which was looked at
 	if (p->l4 + 4 > p->end || skb_load(skb, p->l4, &type, 1))
 		return R_RUNT;
-	if (type == 133 || type == 135 || type == 136)
+	p->neighbour = type == 133 || type == 135 || type == 136;
+	if (p->neighbour)
 		return p->fragmented || hops != 255 ? R_NDP : check_neighbour(skb, e, p, type, unspecified);
 	if (type == 134 || type == 137)
 		return R_ROUTER;
@@ -459,19 +467,13 @@ CALL enum reason check_ipv6(struct __sk_buff *skb, const struct endpoint *e, str
 	if (same(h.destination, metadata, 16) && !(e->flags & F_METADATA))
 		return R_METADATA;
 	__builtin_memcpy(p->remote, h.destination, 16);
-	r = read_ports(skb, p, 1);
-	if (r)
-		return r;
-	if (p->protocol == UDP && !p->later &&
-	    (p->local_port == htons(547) || (p->local_port == htons(546) && p->remote_port == htons(547))))
-		return R_DHCP;
-	u32 checked = p->l4 + (p->protocol == TCP ? 14 : 4);
-	return overwrites(skb, checked) ? R_CHECKSUM : PASS;
+	return check_upper(skb, p, 547, 546);
 }
 
 INLINE int matches(const struct rule *r, const struct packet *p)
 {
-	if (r->protocol && r->protocol != p->protocol)
+	u8 protocol = p->protocol == ICMPV6 ? ICMP : p->protocol;
+	if (r->protocol && r->protocol != protocol)
 		return 0;
 	if (r->low == 0 && r->high == 65535)
 		return 1;
@@ -617,7 +619,7 @@ INLINE enum reason check_from_guest(struct __sk_buff *skb)
 		r = check_ipv6(skb, e, &p);
 	else
 		return R_ETHERTYPE;
-	if (r || !(e->flags & F_POLICY) || p.protocol == ICMPV6)
+	if (r || !(e->flags & F_POLICY) || p.neighbour)
 		return r;
 	return ask_policy(ifindex, e, &p);
 }
@@ -648,11 +650,11 @@ INLINE void note_conversation(struct __sk_buff *skb, u32 ifindex)
 	} else {
 		return;
 	}
-	if (p.later || p.protocol == ICMPV6 || read_ports(skb, &p, 0) || !p.begins)
+	if (p.later || read_ports(skb, &p, 0) || !p.begins)
 		return;
-	if (p.protocol == ICMP) {
+	if (p.protocol == ICMP || p.protocol == ICMPV6) {
 		u8 kind;
-		if (skb_load(skb, p.l4, &kind, 1) || kind != 8) // echo requests only
+		if (skb_load(skb, p.l4, &kind, 1) || kind != (p.protocol == ICMP ? 8 : 128)) // echo requests only
 			return;
 	}
 	remember(ifindex, &p);
