@@ -24,7 +24,6 @@ import (
 type segment struct {
 	client
 	t       *testing.T
-	name    string
 	gateway netip.Addr
 	who     map[string]nettest.Identity // by name
 	bridge  *nettest.Sniffer            // behind the guards
