@@ -19,7 +19,9 @@
 //
 // A container is created (MethodCreate: its rootfs is mounted, nothing runs), running (MethodStart; MethodRun does
 // both), stopped (its first process has exited; its other processes are killed by the kernel with the PID namespace) and
-// gone (MethodDelete). An exec is running or stopped, and goes with its container or its own MethodDelete.
+// gone (MethodDelete). Before that it may have been prepared (MethodPrepare): all is there that does not depend on whose it
+// is; a MethodCreate or MethodRun that names it (CreateRequest.Prepared) makes it somebody's. An exec is running or stopped,
+// and goes with its container or its own MethodDelete.
 // A method asked for in another state answers CodeFailedPrecondition; an unknown id, CodeNotFound.
 package api
 
@@ -57,6 +59,7 @@ const (
 const (
 	MethodPing      = "ping"      // none → PingResult
 	MethodConfigure = "configure" // ConfigureRequest → none; before anything of the tenant runs, and after restore
+	MethodPrepare   = "prepare"   // CreateRequest, as CreateRequest.Split makes it → none
 	MethodCreate    = "create"    // CreateRequest → none
 	MethodWait      = "wait"      // ProcessRef → ExitStatus; answers when the process has exited, at once if it has
 	MethodSignal    = "signal"    // SignalRequest → none; with signal 0 StartResult, also of a process that has ended
@@ -184,6 +187,10 @@ type CreateRequest struct {
 	Init bool `json:"init,omitempty"`
 	// StdinOpen: the process gets a pipe (or the terminal) fed by MethodStdin; otherwise /dev/null.
 	StdinOpen bool `json:"stdinOpen,omitempty"`
+	// Prepared names a prepared container that becomes this one. The request is then the second half of Split.
+	Prepared string `json:"prepared,omitempty"`
+	// Configure is applied first, as MethodConfigure does.
+	Configure *ConfigureRequest `json:"configure,omitempty"`
 }
 
 // Attachment returns the bytes of the request that travel beside its JSON.

@@ -15,6 +15,7 @@ type state int
 
 const (
 	created state = iota
+	prepared
 	starting
 	running // also once stopped: init's exited channel tells
 	deleting
@@ -42,30 +43,114 @@ type container struct {
 }
 
 // create makes a container from a request that has been checked.
-func (a *Agent) create(r *api.CreateRequest) (err error) {
+func (a *Agent) create(r *api.CreateRequest) error {
+	if r.Configure != nil {
+		if err := a.configure(r.Configure); err != nil {
+			return err
+		}
+	}
+	if r.Prepared != "" {
+		return a.assign(r)
+	}
 	if err := checkCreate(r); err != nil {
 		return err
 	}
-	c := &container{agent: a, req: r, execs: map[string]*process{}, cutWork: make(chan struct{})}
-	if err := a.add(r.ID, c); err != nil {
+	c, err := a.build(r)
+	if err == nil {
+		err = c.thread.do(c.finish)
+	}
+	return c.settle(created, err)
+}
+
+// prepare makes of a container what does not depend on who it is.
+func (a *Agent) prepare(r *api.CreateRequest) error {
+	if err := checkPrepare(r); err != nil {
 		return err
 	}
-	c.state = starting // nothing else may be asked for yet
-	defer func() {
-		if err != nil {
-			c.release()
-			a.removeContainer(c)
-			return
-		}
-		c.mu.Lock()
-		c.state = created
-		c.mu.Unlock()
-	}()
+	c, err := a.build(r)
+	return c.settle(prepared, err)
+}
+
+// assign makes the prepared container that r names the one that r describes.
+func (a *Agent) assign(r *api.CreateRequest) error {
+	c, err := a.claim(r)
+	if err != nil {
+		return err
+	}
+	return c.settle(created, c.become(r))
+}
+
+// claim gives a prepared container the id that it goes by from now on.
+func (a *Agent) claim(r *api.CreateRequest) (*container, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c := a.containers[r.Prepared]
+	switch {
+	case c == nil:
+		return nil, api.Errorf(api.CodeNotFound, "no prepared container %.128s", r.Prepared)
+	case a.containers[r.ID] != nil:
+		return nil, api.Errorf(api.CodeExists, "container %.128s exists", r.ID)
+	case !c.turn(prepared, starting):
+		return nil, api.Errorf(api.CodeFailedPrecondition, "container %s is not in state prepared", r.Prepared)
+	}
+	delete(a.containers, r.Prepared)
+	a.containers[r.ID] = c
+	return c, nil
+}
+
+// become gives a prepared container its identity.
+func (c *container) become(r *api.CreateRequest) error {
+	if !r.Join(c.req) {
+		return api.Errorf(api.CodeInvalid, "container %.128s was prepared for other files", r.Prepared)
+	}
+	if err := checkCreate(r); err != nil {
+		return err
+	}
+	c.req = r
+	if err := c.given.rewrite(r.Files); err != nil {
+		return err
+	}
+	return c.thread.do(c.finish)
+}
+
+// turn changes the state from one to another, and tells whether it was that one.
+func (c *container) turn(from, to state) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != from {
+		return false
+	}
+	c.state = to
+	return true
+}
+
+// settle ends the making of a container: it is in a state from now on or, after an error, which is returned, gone. A nil
+// container is one that has never been.
+func (c *container) settle(s state, err error) error {
+	if c == nil {
+		return err
+	}
+	if err != nil {
+		c.release()
+		c.agent.removeContainer(c)
+		return err
+	}
+	c.turn(starting, s)
+	return nil
+}
+
+// build makes of a container what does not depend on who it is. On error the container, if there is one, is for settle.
+func (a *Agent) build(r *api.CreateRequest) (*container, error) {
+	// Nothing else may be asked for yet.
+	c := &container{agent: a, req: r, state: starting, execs: map[string]*process{}, cutWork: make(chan struct{})}
+	if err := a.add(r.ID, c); err != nil {
+		return nil, err
+	}
 	serials := rootfsDisks(&r.Rootfs)
 	mounted := mountDisks(r.Spec.Mounts)
 	nodes, err := findDisks(append(serials, mounted...))
 	if err != nil {
-		return err
+		return c, err
 	}
 	a.mu.Lock()
 	c.nodes = nodes
@@ -75,25 +160,22 @@ func (a *Agent) create(r *api.CreateRequest) (err error) {
 		c.disks[s] = c.nodes[len(serials)+i]
 	}
 	if c.cgroup, err = newCgroup(r.ID); err != nil {
-		return err
+		return c, err
 	}
 	if err := c.cgroup.limit(r.Spec.Linux.Resources); err != nil {
-		return err
+		return c, err
 	}
 	if err := a.devices.limit(c.cgroup.fd, r.Spec.Linux.Resources); err != nil {
-		return err
+		return c, err
 	}
 	c.thread = newThread()
-	return c.thread.do(func() error { return c.prepare(c.nodes[:len(serials)]) })
+	return c, c.thread.do(func() error { return c.furnish(c.nodes[:len(serials)]) })
 }
 
-// prepare builds the container's view of the world; the thread stays in it.
-func (c *container) prepare(nodes []string) error {
+// furnish builds the container's view of the world; the thread stays in it.
+func (c *container) furnish(nodes []string) error {
 	r, spec := c.req, c.req.Spec
 	if err := enterNamespaces(); err != nil {
-		return err
-	}
-	if err := setNames(spec.Hostname, spec.Domainname); err != nil {
 		return err
 	}
 	if err := c.agent.sysctl(spec.Linux.Sysctl); err != nil {
@@ -122,25 +204,27 @@ func (c *container) prepare(nodes []string) error {
 			return err
 		}
 	}
-	if err := makeDevices(spec.Linux); err != nil {
+	c.later = append(m.later, hiddenMounts(spec.Linux)...)
+	return makeDevices(spec.Linux)
+}
+
+// finish does what depends on who the container is, on its thread.
+func (c *container) finish() error {
+	spec := c.req.Spec
+	if err := setNames(spec.Hostname, spec.Domainname); err != nil {
 		return err
 	}
 	if err := makeCwd(spec.Process.Cwd); err != nil {
 		return err
 	}
-	c.later = append(m.later, hiddenMounts(spec.Linux)...)
 	return finishRoot(spec)
 }
 
 // start runs the container's first process.
 func (c *container) start() (*process, error) {
-	c.mu.Lock()
-	if c.state != created {
-		c.mu.Unlock()
+	if !c.turn(created, starting) {
 		return nil, api.Errorf(api.CodeFailedPrecondition, "container %s is not in state created", c.req.ID)
 	}
-	c.state = starting
-	c.mu.Unlock()
 	r := c.req
 	p, err := c.launch(&request{
 		process: r.Spec.Process, user: r.User, groupAdd: r.GroupAdd, seccomp: r.Seccomp, stdinOpen: r.StdinOpen,

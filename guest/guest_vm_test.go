@@ -60,7 +60,7 @@ type ended struct {
 func (v *testVM) runContainer(r *api.CreateRequest) (e ended) {
 	v.t.Helper()
 	ref := api.ProcessRef{ID: r.ID}
-	if e.err = v.try(api.MethodCreate, r, nil); e.err != nil {
+	if e.err = v.create(r); e.err != nil {
 		return e
 	}
 	defer v.call(api.MethodDelete, ref, nil)
@@ -71,6 +71,26 @@ func (v *testVM) runContainer(r *api.CreateRequest) (e ended) {
 	v.call(api.MethodWait, ref, &e.status)
 	e.stdout, e.stderr = string(out), string(errs)
 	return e
+}
+
+// create makes a container, in two steps while v.split is set.
+func (v *testVM) create(r *api.CreateRequest) error {
+	if !v.split {
+		return v.try(api.MethodCreate, r, nil)
+	}
+	first, rest := r.Split()
+	first.ID, rest.Prepared = "prepared", "prepared"
+	if err := v.try(api.MethodPrepare, first, nil); err != nil {
+		return err
+	}
+	if err := v.try(api.MethodStart, api.ProcessRef{ID: first.ID}, nil); err == nil {
+		v.t.Error("a prepared container was started")
+	}
+	err := v.try(api.MethodCreate, rest, nil)
+	if again := v.try(api.MethodDelete, api.ProcessRef{ID: first.ID}, nil); again == nil {
+		v.t.Error("the prepared container is still there")
+	}
+	return err
 }
 
 // inBox runs a command in a container over one layer and a tmpfs, changed as the test likes.
@@ -89,10 +109,20 @@ func TestVM(t *testing.T) {
 	v.call(api.MethodPing, nil, &ping)
 	t.Logf("kernel %s: ready after %.0f ms of boot", ping.Kernel, float64(ping.ReadyNanos)/1e6)
 	box := []api.Disk{v.erofsLayer(busybox)}
+	prepared := func(test func(*testing.T, *testVM, []api.Disk)) func(*testing.T, *testVM, []api.Disk) {
+		return func(t *testing.T, v *testVM, box []api.Disk) {
+			v.split = true
+			defer func() { v.split = false }()
+			test(t, v, box)
+		}
+	}
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, *testVM, []api.Disk)
 	}{
+		{"prepared environment", prepared(testEnvironment)}, {"prepared users", prepared(testUsers)},
+		{"prepared mounts", prepared(testMounts)}, {"prepared hostile", prepared(testHostile)},
+		{"prepared upper", prepared(testUpper)}, {"prepared devices", prepared(testDevices)}, {"prepared refused", prepared(testRefused)},
 		{"exit codes", testExitCodes}, {"errors", testStartErrors}, {"environment", testEnvironment},
 		{"users", testUsers}, {"exec", testExec}, {"terminal", testTerminal}, {"stdin", testStdin},
 		{"limits", testLimits}, {"mounts", testMounts}, {"hostile", testHostile}, {"init", testInit},

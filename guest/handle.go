@@ -58,6 +58,12 @@ func (a *Agent) answer(c *wire.Call) (any, error) {
 			return nil, err
 		}
 		return nil, a.create(&r)
+	case api.MethodPrepare:
+		var r api.CreateRequest
+		if err := c.Params(&r); err != nil {
+			return nil, err
+		}
+		return nil, a.prepare(&r)
 	case api.MethodSignal:
 		var r api.SignalRequest
 		if err := c.Params(&r); err != nil {

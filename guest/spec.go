@@ -25,6 +25,14 @@ func firstRefused(list []refuse) error {
 
 // checkCreate looks at all of a request before anything is done for it.
 func checkCreate(r *api.CreateRequest) error {
+	if err := checkPrepare(r); err != nil {
+		return err
+	}
+	return checkProcess(r.Spec.Process)
+}
+
+// checkPrepare is checkCreate for the half of a request that does not depend on who the container is.
+func checkPrepare(r *api.CreateRequest) error {
 	s := r.Spec
 	if !validID(r.ID) {
 		return api.Errorf(api.CodeInvalid, "container id %.40q is not 1 to 128 letters, digits, '.', '_' or '-'", r.ID)
@@ -41,8 +49,8 @@ func checkCreate(r *api.CreateRequest) error {
 			return api.Errorf(api.CodeUnsupported, "filesystem type %.20q", d.FSType)
 		}
 	}
-	if s == nil || s.Process == nil {
-		return api.Errorf(api.CodeInvalid, "no spec or no process in it")
+	if s == nil {
+		return api.Errorf(api.CodeInvalid, "no spec")
 	}
 	if s.Linux == nil {
 		s.Linux = &specs.Linux{}
@@ -62,10 +70,7 @@ func checkCreate(r *api.CreateRequest) error {
 			return api.Errorf(api.CodeInvalid, "mount destination %.80q is not absolute", m.Destination)
 		}
 	}
-	if err := checkLinux(s); err != nil {
-		return err
-	}
-	return checkProcess(s.Process)
+	return checkLinux(s)
 }
 
 // checkLinux refuses the container-wide fields of a spec that the agent would have to ignore.

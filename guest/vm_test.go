@@ -31,6 +31,7 @@ type testVM struct {
 	cmd     *exec.Cmd
 	mu      sync.Mutex
 	disks   int
+	split   bool // containers are prepared, then made
 }
 
 // testKernel finds a kernel to boot or skips the test.
@@ -57,9 +58,11 @@ func testKernel(t testing.TB) string {
 	return k
 }
 
-// tscKHz is the host's TSC frequency, without which the guest may fail to calibrate under load.
+// tscKHz is the host's TSC frequency, without which the guest may fail to calibrate under load: what the kernel's log says
+// or, when that has forgotten, what the processor runs at.
 func tscKHz() string {
-	out, _ := exec.Command("sh", "-c", `dmesg | sed -n 's/.*tsc: Detected \([0-9]*\)\.\([0-9]*\) MHz.*/\1\2/p' | head -1`).Output()
+	out, _ := exec.Command("sh", "-c", `{ dmesg | sed -n 's/.*tsc: Detected \([0-9]*\)\.\([0-9]*\) MHz.*/\1\2/p'
+		sed -n 's/^cpu MHz.*: \([0-9]*\)\.\([0-9]*\)$/\1\2/p' /proc/cpuinfo; } 2>/dev/null | head -1`).Output()
 	if s := strings.TrimSpace(string(out)); s != "" {
 		return " tsc_early_khz=" + s
 	}

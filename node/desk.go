@@ -111,16 +111,16 @@ func (c *ctr) openDesk(ctx context.Context) (d *desk, err error) {
 	if err != nil {
 		return nil, err
 	}
-	config, guest, err := c.prepare(ctx, rec, &request)
+	p, err := c.prepare(ctx, rec, request)
 	if err != nil {
 		return nil, err
 	}
 	// A daemon that finds this VM recorded takes it for a start that was cut short, and ends it.
-	machine, err := c.bringUp(ctx, config, guest, &phases{}, &undo)
+	machine, err := c.bringUp(ctx, p, &phases{}, &undo)
 	if err != nil {
 		return nil, err
 	}
-	if err := machine.Create(ctx, request); err != nil {
+	if err := machine.Create(ctx, p.request); err != nil {
 		return nil, fmt.Errorf("open the files of container %s: %w", c.id, err)
 	}
 	c.desk = &desk{vm: machine, rec: c.snapshot()}

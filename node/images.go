@@ -308,6 +308,7 @@ func (n *Node) ImageRemove(_ context.Context, ref string, force, _ bool) ([]imag
 		return nil, imageError(err)
 	}
 	n.forgetWarmOfGone()
+	n.revisePool()
 	out := []imagetypes.DeleteResponse{}
 	for _, name := range untagged {
 		out = append(out, imagetypes.DeleteResponse{Untagged: name})
@@ -397,6 +398,7 @@ func (n *Node) ImagePrune(_ context.Context, filters dockerapi.Filters) (imagety
 		return imagetypes.PruneReport{}, imageError(err)
 	}
 	n.forgetWarmOfGone()
+	n.revisePool()
 	report := imagetypes.PruneReport{SpaceReclaimed: uint64(reclaimed)}
 	for _, id := range deleted {
 		if i := slices.IndexFunc(before, func(img image.Image) bool { return img.ID == id }); i >= 0 {

@@ -7,8 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
-	"github.com/cradlevm/cradle/guestos"
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/sandbox"
@@ -16,18 +17,15 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// bringUp makes the container's VM: one of the pool's where that has one, else a freshly booted one. config describes
-// it but for who it is. What undoes it is pushed.
-func (c *ctr) bringUp(ctx context.Context, config sandbox.Config, guest guestos.Guest, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
+// bringUp makes the container's VM: one of the pool's where that has one, else a freshly booted one. Of p's request, what
+// is left to do is left. What undoes it is pushed.
+func (c *ctr) bringUp(ctx context.Context, p *plan, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
 	n := c.node
-	if n.pool != nil && guest.Digest == n.options.Guest.Digest {
-		if r := n.pool.Take(ctx, pool.Class{CPUs: config.VM.CPUs, Memory: config.VM.Memory}); r != nil {
-			if r.Warm {
-				steps.done(wayTake)
-			} else {
-				steps.done(wayRestore)
-			}
-			err := c.adopt(ctx, r, config, undo)
+	if n.pool != nil && p.guest.Digest == n.options.Guest.Digest {
+		size := pool.Class{CPUs: p.config.VM.CPUs, Memory: p.config.VM.Memory}
+		if r := n.pool.Take(ctx, size, c.preparation(p)); r != nil {
+			steps.done(wayFrom(r))
+			err := c.adopt(ctx, p, r, undo)
 			if err == nil {
 				steps.done("plug")
 				return r.Sandbox, nil
@@ -35,9 +33,12 @@ func (c *ctr) bringUp(ctx context.Context, config sandbox.Config, guest guestos.
 			n.options.Log.Warn("a virtual machine of the pool failed; booting one", "container", c.id, "err", err)
 		}
 	}
-	machine, err := c.boot(ctx, config, undo)
+	if err := c.makeScratch(ctx, p.rec); err != nil {
+		return nil, err
+	}
+	machine, err := c.boot(ctx, p.config, undo)
 	if err != nil {
-		return nil, fmt.Errorf("guest %s: %w", guest.Release, err)
+		return nil, fmt.Errorf("guest %s: %w", p.guest.Release, err)
 	}
 	steps.done(wayBoot)
 	return machine, nil
@@ -53,27 +54,45 @@ func (c *ctr) unrecordMachine() error {
 	return c.change(func(r *record) { r.Sandbox, r.Booting = nil, false })
 }
 
-// adopt makes a VM of the pool the container's, and gives it the container's disks and name. Nothing of it is left on
-// error.
-func (c *ctr) adopt(ctx context.Context, r *pool.Ready, config sandbox.Config, undo *undoStack) error {
+// adopt makes a VM of the pool the container's, and gives it the container's disks. Nothing of it is left on error, and p is
+// as it was.
+func (c *ctr) adopt(ctx context.Context, p *plan, r *pool.Ready, undo *undoStack) error {
 	mine := r.Config
-	mine.Hostname, mine.VM.Disks = config.Hostname, config.VM.Disks
+	mine.Hostname, mine.VM.Disks = p.config.Hostname, p.config.VM.Disks
 	var steps undoStack
 	steps.push("record", c.unrecordMachine)
 	steps.push("virtual machine's things", func() error { return c.node.freeMachine(mine.VM) })
 	steps.push("virtual machine", r.Sandbox.Kill)
 	// The record may be late: until it is there, nobody owns the VM, and a daemon that starts ends it.
-	var recorded, named error
+	var recorded error
 	var all sync.WaitGroup
 	all.Go(func() { recorded = c.recordMachine(mine) })
-	all.Go(func() { named = r.Sandbox.Rename(ctx, mine.Hostname) })
-	err := r.Sandbox.Plug(ctx, mine.VM.Disks...)
+	err := c.giveDisks(ctx, p, r)
 	all.Wait()
-	if err = errors.Join(err, recorded, named); err != nil {
+	if err = errors.Join(err, recorded); err != nil {
 		steps.run(c.node.options.Log.With("container", c.id))
 		return err
 	}
 	undo.steps = append(undo.steps, steps.steps...)
+	if r.Prepared != nil {
+		_, p.request = p.request.Split()
+		p.request.Prepared = mine.VM.ID
+	}
+	p.request.Configure = &api.ConfigureRequest{Hostname: mine.Hostname, UnixNanos: time.Now().UnixNano()}
+	return nil
+}
+
+// giveDisks plugs the container's disks into a VM, or makes those of one that has some the container's.
+func (c *ctr) giveDisks(ctx context.Context, p *plan, r *pool.Ready) error {
+	if r.Prepared == nil {
+		if err := c.makeScratch(ctx, p.rec); err != nil {
+			return err
+		}
+		return r.Sandbox.Plug(ctx, p.config.VM.Disks...)
+	}
+	if err := os.Rename(r.Scratch, c.scratchPath()); err != nil {
+		return errors.Join(err, os.Remove(r.Scratch))
+	}
 	return nil
 }
 
@@ -130,7 +149,7 @@ func (n *Node) openPool(ctx context.Context) {
 	warm, err := n.warm()
 	if err == nil {
 		n.pool, err = pool.Open(ctx, pool.Options{
-			Dir: filepath.Join(n.options.Root, "templates"), Run: filepath.Join(n.options.Run, "s"),
+			Dir: filepath.Join(n.options.Root, "templates"), Run: filepath.Join(n.options.Run, "s"), Scratch: n.readyDir(),
 			Driver: n.options.Driver, Guest: n.options.Guest, Warm: warm,
 			Settings: n.poolSettings(), Usual: n.usualSize(), Keep: n.options.PoolKeep,
 			TakeUID: n.takeUID, GiveUID: n.giveUID, NICs: nicSlots, MakeNICs: n.newNICs, DropNICs: n.dropNICs, Log: n.options.Log,

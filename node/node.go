@@ -6,6 +6,7 @@
 //	Root/state.db              bbolt: one record per container
 //	Root/containers/ID/        scratch.ext4 (the container's writable disk), log/ (its output), execs/ (one file each),
 //	                           state/ (what a hibernated one goes on from)
+//	Root/ready/                the writable disks of VMs that the pool has prepared
 //	Root/warm/KEY/             a warm image (warm.go)
 //	Run/s/ID12/                the runtime directory of the container's VM, while there is one
 //
@@ -106,7 +107,7 @@ const firstUID = 1_900_000_000
 // Open reads the state below o.Root and takes up what an earlier daemon left: running VMs are found again, ended
 // ones are cleaned up.
 func Open(ctx context.Context, o Options) (*Node, error) {
-	for _, dir := range []string{filepath.Join(o.Root, "containers"), filepath.Join(o.Run, "s")} {
+	for _, dir := range []string{filepath.Join(o.Root, "containers"), filepath.Join(o.Root, readyName), filepath.Join(o.Run, "s")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("open node: %w", err)
 		}

@@ -242,7 +242,7 @@ func (n *Node) sweep(ctx context.Context) error {
 		}
 	}
 	machines := filepath.Join(n.options.Run, "s")
-	for _, parent := range []string{filepath.Join(n.options.Root, "containers"), machines} {
+	for _, parent := range []string{filepath.Join(n.options.Root, "containers"), machines, n.readyDir()} {
 		entries, err := os.ReadDir(parent)
 		if err != nil {
 			return fmt.Errorf("sweep: %w", err)

@@ -215,10 +215,11 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 	if err != nil {
 		return nil, err
 	}
-	config, _, err := c.prepare(ctx, rec, &request)
+	p, err := c.prepare(ctx, rec, request)
 	if err != nil {
 		return nil, err
 	}
+	config := p.config
 	config.VM.CPUs, config.VM.Memory = from.config.VM.CPUs, from.config.VM.Memory
 	config.VM.NICs = make([]vm.NIC, len(from.config.VM.NICs))
 	if !slices.EqualFunc(config.VM.Disks, from.config.VM.Disks, sameDisk) {

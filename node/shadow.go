@@ -111,15 +111,15 @@ func (s *shadow) launch(ctx context.Context, undo *undoStack) (*sandbox.Sandbox,
 	if err != nil {
 		return nil, nil, err
 	}
-	config, guest, err := s.prepare(ctx, rec, &request)
+	p, err := s.prepare(ctx, rec, request)
 	if err != nil {
 		return nil, nil, err
 	}
-	machine, err := s.bringUp(ctx, config, guest, newPhases(), undo)
+	machine, err := s.bringUp(ctx, p, newPhases(), undo)
 	if err != nil {
 		return nil, nil, err
 	}
-	out, _, err := machine.Run(ctx, request)
+	out, _, err := machine.Run(ctx, p.request)
 	return machine, out, err
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -176,22 +175,22 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 		}
 	}
 	steps.done("request")
-	config, guest, err := c.prepare(ctx, rec, &request)
+	p, err := c.prepare(ctx, rec, request)
 	if err != nil {
 		return err
 	}
 	steps.done("disks")
-	machine, err := c.bringUp(ctx, config, guest, steps, &undo)
+	machine, err := c.bringUp(ctx, p, steps, &undo)
 	if err != nil {
 		return err
 	}
 	if len(rec.Links) > 0 {
-		if err := c.join(ctx, machine, rec, &request, &undo); err != nil {
+		if err := c.join(ctx, machine, rec, &p.request, &undo); err != nil {
 			return err
 		}
 		steps.done("network")
 	}
-	out, made, err := machine.Run(ctx, request)
+	out, made, err := machine.Run(ctx, p.request)
 	if err != nil {
 		return startError(rec, err)
 	}
@@ -235,46 +234,45 @@ func (c *ctr) started(machine *sandbox.Sandbox, out *sandbox.Output, restarts in
 	return nil
 }
 
-// prepare makes the writable disk and describes the VM and its disks, in config and in request. Who the VM is, and as
-// whom it runs, is left to bringUp.
-func (c *ctr) prepare(ctx context.Context, rec record, request *api.CreateRequest) (sandbox.Config, guestos.Guest, error) {
+// plan is what a container's machine is to be, and what is to be done in it.
+type plan struct {
+	rec     record
+	config  sandbox.Config // but for who it is
+	guest   guestos.Guest
+	request api.CreateRequest // what bringUp leaves to be done
+}
+
+// prepare completes a request to a plan. Who the VM is, and as whom it runs, is left to bringUp, and so is the writable disk
+// where there is none yet.
+func (c *ctr) prepare(ctx context.Context, rec record, request api.CreateRequest) (*plan, error) {
 	n := c.node
 	img, guest, err := c.image(rec)
 	if err != nil {
-		return sandbox.Config{}, guest, err
+		return nil, err
 	}
 	if rec.Dir == "" && !guest.Erofs512 { // a summoned directory has the layers that its kernel takes
 		if img, err = n.options.Images.Plain(ctx, img); err != nil {
-			return sandbox.Config{}, guest, imageError(err)
+			return nil, imageError(err)
 		}
 	}
 	if err := os.MkdirAll(c.dir(), 0o711); err != nil { // a crash may have come between the record and its directory
-		return sandbox.Config{}, guest, fmt.Errorf("make container's directory: %w", err)
-	}
-	scratch := filepath.Join(c.dir(), "scratch.ext4")
-	if _, err := os.Stat(scratch); errors.Is(err, os.ErrNotExist) {
-		size, err := runspec.ScratchSize(&rec.HostConfig, n.settings)
-		if err == nil {
-			err = n.scratch.New(ctx, scratch, size)
-		}
-		if err != nil {
-			return sandbox.Config{}, guest, err
-		}
+		return nil, fmt.Errorf("make container's directory: %w", err)
 	}
 	var disks []vm.Disk
 	for i, l := range img.Layers {
 		disks = append(disks, vm.Disk{Serial: layerSerial(i), Path: l.Path, ReadOnly: true})
 		request.Rootfs.Layers = append(request.Rootfs.Layers, api.Disk{Serial: layerSerial(i), FSType: "erofs"})
 	}
-	disks = append(disks, vm.Disk{Serial: scratchSerial, Path: scratch})
+	disks = append(disks, vm.Disk{Serial: scratchSerial, Path: c.scratchPath()})
 	request.Rootfs.Upper = &api.Disk{Serial: scratchSerial, FSType: "ext4"}
 	cpus, memory := runspec.VMSize(&rec.HostConfig, n.settings)
-	return sandbox.Config{
+	config := sandbox.Config{
 		Hostname: rec.Config.Hostname,
 		VM: vm.Config{
 			CPUs: cpus, Memory: memory, Kernel: guest.Kernel, Initrd: guest.Initrd, Disks: disks, NICs: make([]vm.NIC, nicSlots),
 		},
-	}, guest, nil
+	}
+	return &plan{rec: rec, config: config, guest: guest, request: request}, nil
 }
 
 // image finds what the container runs from: its image in the store, or its summoned directory.

@@ -13,16 +13,28 @@ const keptStarts = 1000
 
 // The ways in which a container comes by its VM: also the names of the phases in which it does.
 const (
-	wayTake    = "take"    // one of the pool's was ready
-	wayRestore = "restore" // the pool made one on the spot
-	wayBoot    = "boot"
+	wayPrepared = "prepared" // one of the pool's was ready, prepared for the container's image
+	wayTake     = "take"     // one of the pool's was ready
+	wayRestore  = "restore"  // the pool made one on the spot
+	wayBoot     = "boot"
 )
+
+// wayFrom is the way that a VM of the pool came.
+func wayFrom(r *pool.Ready) string {
+	switch {
+	case r.Prepared != nil:
+		return wayPrepared
+	case r.Warm:
+		return wayTake
+	}
+	return wayRestore
+}
 
 // Start is a container's start and, once that has come, its end.
 type Start struct {
 	Container string        `json:"container"`
 	Began     time.Time     `json:"began"`
-	Way       string        `json:"way"` // take, restore or boot
+	Way       string        `json:"way"` // prepared, take, restore or boot
 	Size      pool.Class    `json:"size"`
 	Phases    []Phase       `json:"phases"`
 	Output    time.Duration `json:"output,omitempty"` // when the first came, counted from Began; 0: none so far
@@ -85,7 +97,8 @@ func (t *timings) list(container string) []Start {
 // wayOf tells from a start's phases how it came by its VM: the last way tried, since one may fail and another follow.
 func wayOf(all []Phase) string {
 	for _, p := range slices.Backward(all) {
-		if p.Name == wayTake || p.Name == wayRestore || p.Name == wayBoot {
+		switch p.Name {
+		case wayPrepared, wayTake, wayRestore, wayBoot:
 			return p.Name
 		}
 	}

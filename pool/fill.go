@@ -67,8 +67,11 @@ func (p *Pool) next(now time.Time) func() {
 			}
 		case have < want && filling < limit && (quiet || have == 0) && p.mayGrow(c.cost()):
 			c.filling++
-			epoch := c.epoch
-			return func() { p.work.Go(func() { p.fill(c, epoch) }) }
+			epoch, w := c.epoch, c.lacking(want, now)
+			if w != nil {
+				w.filling++
+			}
+			return func() { p.work.Go(func() { p.fill(c, epoch, w) }) }
 		}
 	}
 	return nil
@@ -113,14 +116,25 @@ func (p *Pool) giveBack(order []*class, now time.Time) func() {
 		case want == 0 && idle && (len(c.ready) > 0 || c.template != nil) && c.filling == 0:
 			return func() { p.drain(c) }
 		case len(c.ready) > 0 && (short || len(c.ready) > want):
-			r := c.ready[len(c.ready)-1]
-			c.ready = c.ready[:len(c.ready)-1]
-			return func() { p.end(r) }
+			i := c.surplus(want, now)
+			if i < 0 {
+				i = len(c.ready) - 1
+			}
+			return p.ending(c, i)
+		case c.overtaken(want, now) >= 0:
+			return p.ending(c, c.overtaken(want, now))
 		case short && c.template != nil && c.filling == 0 && c != order[0]:
 			return func() { p.drain(c) }
 		}
 	}
 	return nil
+}
+
+// ending takes one that is ready away, and returns what ends it. p.mu is held.
+func (p *Pool) ending(c *class, i int) func() {
+	r := c.ready[i]
+	c.ready = slices.Delete(c.ready, i, i+1)
+	return func() { p.end(r) }
 }
 
 // givenUp tells whether a size has failed too often, and not long enough ago to be tried again. p.mu is held.
@@ -244,31 +258,48 @@ func (p *Pool) build(c *class) error {
 	return nil
 }
 
-// fill makes one more ready sandbox of a size, as it was decided when the class was at epoch.
-func (p *Pool) fill(c *class, epoch int) {
+// fill makes one more ready sandbox of a size, prepared as w says unless it is nil, as it was decided when the class was at
+// epoch.
+func (p *Pool) fill(c *class, epoch int, w *wish) {
 	defer p.nudge()
+	r := p.make(c, w)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case r == nil:
+	case epoch == c.epoch && (w == nil || slices.Contains(c.wishes, w)):
+		c.private = r.private
+		c.ready = append(c.ready, r)
+		p.work.Go(func() { p.watch(c, r) })
+	default: // drained meanwhile, or not wanted any more
+		p.mu.Unlock()
+		p.end(r)
+		p.mu.Lock()
+	}
+	c.filling--
+	if w != nil {
+		w.filling--
+	}
+}
+
+// make is fill up to where the sandbox is ready; nil when nothing came of it.
+func (p *Pool) make(c *class, w *wish) *Ready {
 	r, t, err := p.ready(c)
 	if err != nil {
 		p.discard(c, t, err)
 	}
+	if r == nil || w == nil {
+		return r
+	}
 	p.mu.Lock()
-	welcome := r != nil && epoch == c.epoch
-	if welcome {
-		c.filling--
-		c.private = r.private
-		c.ready = append(c.ready, r)
-		p.work.Go(func() { p.watch(c, r) })
-	}
+	o := w.Preparation
 	p.mu.Unlock()
-	if welcome {
-		return
-	}
-	if r != nil { // drained meanwhile
+	if err := p.prepare(r, &o); err != nil {
+		p.unprepared(w, err)
 		p.end(r)
+		return nil
 	}
-	p.mu.Lock()
-	c.filling--
-	p.mu.Unlock()
+	return r
 }
 
 // ready makes a warm sandbox from the template t of a size; nil when that has gone.
@@ -311,7 +342,7 @@ func (p *Pool) watch(c *class, r *Ready) {
 		return // taken, or drained
 	}
 	p.o.Log.Warn("a ready virtual machine has ended", "err", r.Sandbox.Cause())
-	if err := p.forget(r.Config); err != nil {
+	if err := p.clear(r); err != nil {
 		p.o.Log.Error("remove runtime directory", "err", err)
 	}
 	p.nudge()
@@ -321,7 +352,7 @@ func (p *Pool) watch(c *class, r *Ready) {
 func (p *Pool) drain(c *class) {
 	p.mu.Lock()
 	all, t := c.ready, c.template
-	c.ready, c.template = nil, nil
+	c.ready, c.template, c.wishes = nil, nil, nil
 	c.epoch++
 	p.mu.Unlock()
 	if t != nil {

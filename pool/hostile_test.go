@@ -165,7 +165,7 @@ func TestTwoHundredAtOnce(t *testing.T) {
 	for range 200 {
 		all.Go(func() {
 			defer p.Begin()()
-			r := p.Take(context.Background(), small)
+			r := p.Take(context.Background(), small, nil)
 			if r == nil {
 				return // it boots
 			}

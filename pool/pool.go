@@ -17,6 +17,11 @@
 // there is no start, by processes that give way to others. Those of a size that nobody has wanted for a while are
 // ended, and their template is let go of.
 //
+// # Prepared ones
+//
+// Some of the ready ones are prepared (prepare.go) for the images and configurations that were wanted lately: the container's root
+// is there before anybody has asked for it. Such a one is only ever given to who wants just that.
+//
 // Take with nothing ready restores on the spot; without a template it says no, and the caller boots.
 //
 // # Directories
@@ -78,10 +83,13 @@ type Class struct {
 
 // Options of Open.
 type Options struct {
-	Dir    string // of templates, on a disk; made
-	Run    string // existing; a directory for each sandbox is made in it
-	Driver vm.Driver
-	Guest  guestos.Guest
+	Dir string // of templates, on a disk; made
+	Run string // existing; a directory for each sandbox is made in it
+	// Scratch is an existing directory for the writable disks of prepared sandboxes, which those who take them move to a place
+	// of their own on the same file system. What a crash leaves in it is the caller's to remove.
+	Scratch string
+	Driver  vm.Driver
+	Guest   guestos.Guest
 	Settings
 	// Usual is the size that is wanted without anybody having asked for one: from the beginning and for good with Keep,
 	// else only by Refill.
@@ -132,12 +140,13 @@ type class struct {
 	failures int       // in a row
 	failed   time.Time // the last of them
 	ready    []*Ready
-	filling  int   // being made
-	epoch    int   // counts drains
-	private  int64 // what the one made last has of the host's memory for itself, bytes; 0: none was made yet
-	shared   int64 // what the last template took, bytes; 0: there was none yet
+	wishes   []*wish // what was wanted of them, the last one first
+	filling  int     // being made, the prepared ones included
+	epoch    int     // counts drains
+	private  int64   // what the one made last has of the host's memory for itself, bytes; 0: none was made yet
+	shared   int64   // what the last template took, bytes; 0: there was none yet
 
-	taken, restored, missed uint64 // as ClassStatus has them
+	taken, takenPrepared, restored, missed uint64 // as ClassStatus has them
 }
 
 // Ready is a sandbox that was taken, or can be.
@@ -147,6 +156,9 @@ type Ready struct {
 	Config sandbox.Config
 	// Warm tells one that was ready from one restored on the spot.
 	Warm bool
+	// Prepared is what it is prepared with, nil when it is not; Scratch is then the path of its writable disk.
+	Prepared *Preparation
+	Scratch  string
 
 	private int64 // as class has it
 }
@@ -240,10 +252,10 @@ func (p *Pool) class(c Class) *class {
 }
 
 // Take returns a sandbox of this size, which is the caller's: it has no disks, no containers, and an identity of its own
-// but for its hostname. nil when the caller has to boot one itself; the reason, if it is not that there is no template
-// yet, has been logged.
-func (p *Pool) Take(ctx context.Context, size Class) *Ready {
-	c, r := p.take(size)
+// but for its hostname. One that is prepared as wanted, which may be nil, has what that says. nil when the caller has to boot
+// one itself; the reason, if it is not that there is no template yet, has been logged.
+func (p *Pool) Take(ctx context.Context, size Class, wanted *Preparation) *Ready {
+	c, r := p.take(size, wanted)
 	if r != nil {
 		return r
 	}
@@ -259,24 +271,43 @@ func (p *Pool) Take(ctx context.Context, size Class) *Ready {
 }
 
 // take counts the demand, and returns one that is ready if there is one.
-func (p *Pool) take(size Class) (*class, *Ready) {
+func (p *Pool) take(size Class, wanted *Preparation) (*class, *Ready) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := p.class(size)
 	c.wanted = p.now()
 	c.demand.add(c.wanted)
+	if wanted != nil {
+		c.wish(wanted, c.wanted)
+		if r := c.pick(wanted.Key); r != nil {
+			c.takenPrepared++
+			p.nudge()
+			return c, r
+		}
+	}
+	r := c.pick("")
+	if r != nil {
+		p.nudge()
+	}
+	return c, r
+}
+
+// pick takes one with a preparation's key, nil when there is none. p.mu is held.
+func (c *class) pick(key string) *Ready {
 	for i, r := range c.ready {
+		if r.key() != key {
+			continue
+		}
 		select {
 		case <-r.Sandbox.Done(): // its watch is about to find out, and takes it away
 		default:
 			c.ready = slices.Delete(c.ready, i, i+1)
 			c.taken++
 			c.failures = 0
-			p.nudge()
-			return c, r
+			return r
 		}
 	}
-	return c, nil
+	return nil
 }
 
 // onTheSpot makes a sandbox for who waits for it; nil when there is no template, or it is of no use.
@@ -439,5 +470,16 @@ func (p *Pool) restore(ctx context.Context, t *template, code int64) (*Ready, er
 
 // destroy ends a sandbox that nobody has taken.
 func (p *Pool) destroy(r *Ready) error {
-	return errors.Join(r.Sandbox.Kill(), p.forget(r.Config))
+	return errors.Join(r.Sandbox.Kill(), p.clear(r))
+}
+
+// clear is forget for a sandbox that has ended.
+func (p *Pool) clear(r *Ready) error {
+	err := p.forget(r.Config)
+	if r.Scratch != "" {
+		if gone := os.Remove(r.Scratch); !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return err
 }

@@ -73,7 +73,7 @@ func newBench(t *testing.T) *bench {
 	b.available.Store(32 << 30)
 	b.driver.Programs[noopPath] = noop
 	b.o = Options{
-		Dir: filepath.Join(t.TempDir(), "templates"), Run: t.TempDir(), Driver: b.driver,
+		Dir: filepath.Join(t.TempDir(), "templates"), Run: t.TempDir(), Scratch: t.TempDir(), Driver: b.driver,
 		Settings: Settings{Min: 2, Max: 2, Memory: 1 << 40}, Usual: small, Now: b.clock.Now,
 		Host: Host{
 			Memory:  func() (int64, int64, error) { return 64 << 30, b.available.Load(), nil },
@@ -141,7 +141,7 @@ func (b *bench) close(p *Pool) {
 // start is a start of a container, as the node does it.
 func (b *bench) start(p *Pool) *Ready {
 	end := p.Begin()
-	r := p.Take(context.Background(), small)
+	r := p.Take(context.Background(), small, nil)
 	end()
 	b.clock.later(grace)
 	p.nudge()
@@ -280,7 +280,7 @@ func TestStartsComeFirst(t *testing.T) {
 	b := newBench(t)
 	p := b.open()
 	end := p.Begin()
-	if p.Take(context.Background(), small) != nil {
+	if p.Take(context.Background(), small, nil) != nil {
 		t.Fatal("took something from nothing")
 	}
 	b.clock.later(time.Minute)
@@ -353,7 +353,7 @@ func TestDemand(t *testing.T) {
 		b.clock.mu.Unlock()
 		end := p.Begin()
 		for range n {
-			r := p.Take(context.Background(), small)
+			r := p.Take(context.Background(), small, nil)
 			if r == nil {
 				t.Fatal("nothing to take")
 			}
@@ -377,12 +377,12 @@ func TestFillDuringStarts(t *testing.T) {
 	b := newBench(t)
 	p := b.filled()
 	end := p.Begin()
-	first := p.Take(context.Background(), small)
+	first := p.Take(context.Background(), small, nil)
 	b.quiet(p)
 	if n := b.driver.Started(); n != 3 { // the template's and two ready ones
 		t.Errorf("%d machines were started although there is one ready", n)
 	}
-	second := p.Take(context.Background(), small)
+	second := p.Take(context.Background(), small, nil)
 	b.await("one ready", ready(p, 1))
 	b.quiet(p)
 	if n := b.driver.Started(); n != 4 {

@@ -22,15 +22,25 @@ type ClassStatus struct {
 	Ready    int  `json:"ready"`
 	Filling  int  `json:"filling"` // being made
 	Wanted   int  `json:"wanted"`  // how many are to be ready
-	// Taken were ready when they were wanted; Restored were made from the template on the spot, Missed not by the pool at
+	// Prepared are the preparations that were wanted lately, the last one first. Those that are ready count as Ready, too.
+	Prepared []PreparedStatus `json:"prepared,omitempty"`
+	// Taken were ready when they were wanted, TakenPrepared of them prepared for who wanted them; Restored were made from the template on the spot, Missed not by the pool at
 	// all.
-	Taken    uint64 `json:"taken"`
-	Restored uint64 `json:"restored"`
-	Missed   uint64 `json:"missed"`
-	Failures int    `json:"failures"` // in a row
+	Taken         uint64 `json:"taken"`
+	TakenPrepared uint64 `json:"takenPrepared"`
+	Restored      uint64 `json:"restored"`
+	Missed        uint64 `json:"missed"`
+	Failures      int    `json:"failures"` // in a row
 	// Private is the host's memory that one ready sandbox has for itself; Shared is the template's. Bytes.
 	Private int64 `json:"private"`
 	Shared  int64 `json:"shared"`
+}
+
+// PreparedStatus is one preparation of a size.
+type PreparedStatus struct {
+	Name    string `json:"name"` // Preparation.Name
+	Ready   int    `json:"ready"`
+	Filling int    `json:"filling"`
 }
 
 // Status tells what there is, sizes in order.
@@ -43,7 +53,10 @@ func (p *Pool) Status() Status {
 	for _, c := range p.classes {
 		one := ClassStatus{
 			Class: c.Class, Template: c.template != nil, Ready: len(c.ready), Filling: c.filling, Wanted: p.target(c, now),
-			Taken: c.taken, Restored: c.restored, Missed: c.missed, Failures: c.failures, Private: c.private,
+			Taken: c.taken, TakenPrepared: c.takenPrepared, Restored: c.restored, Missed: c.missed, Failures: c.failures, Private: c.private,
+		}
+		for _, w := range c.wishes {
+			one.Prepared = append(one.Prepared, PreparedStatus{Name: w.Name, Ready: c.count(w.Key), Filling: w.filling})
 		}
 		if c.template != nil {
 			one.Shared = c.template.size

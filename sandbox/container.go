@@ -16,6 +16,12 @@ func (s *Sandbox) Create(ctx context.Context, r api.CreateRequest) error {
 	return s.call(ctx, api.MethodCreate, r, nil)
 }
 
+// Prepare makes of a container, from disks that are already there, what does not depend on who it is: r is the first half
+// of api.CreateRequest.Split, with an id that the Create or Run that takes it names.
+func (s *Sandbox) Prepare(ctx context.Context, r api.CreateRequest) error {
+	return s.call(ctx, api.MethodPrepare, r, nil)
+}
+
 // maxPID is the most that a process id can be on Linux.
 const maxPID = 1 << 22
 

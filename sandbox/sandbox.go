@@ -135,11 +135,6 @@ func (s *Sandbox) bringUp(ctx context.Context, known wire.Token) error {
 	return s.explain(client.Call(ctx, api.MethodConfigure, r, nil))
 }
 
-// Rename gives the guest another hostname and sets its clock again, before anything of a tenant runs.
-func (s *Sandbox) Rename(ctx context.Context, hostname string) error {
-	return s.call(ctx, api.MethodConfigure, api.ConfigureRequest{Hostname: hostname, UnixNanos: time.Now().UnixNano()}, nil)
-}
-
 // dial opens an agent session. The monitor's death ends it at once.
 func (s *Sandbox) dial(ctx context.Context, token wire.Token) (*wire.Client, error) {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -85,6 +85,12 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 			return nil, nil, err
 		}
 		return nil, nil, m.create(r)
+	case api.MethodPrepare:
+		var r api.CreateRequest
+		if err := call.Params(&r); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, m.create(r)
 	case api.MethodRun:
 		var r api.CreateRequest
 		if err := call.Params(&r); err != nil {
@@ -166,9 +172,22 @@ func (m *Machine) answerProcess(call *wire.Call) (result any, serve func(), err 
 	return nil, nil, api.Errorf(api.CodeUnsupported, "no method %s", call.Method)
 }
 
+// create makes a container, or prepares one, which is one without a process.
 func (m *Machine) create(r api.CreateRequest) error {
+	if r.Configure != nil {
+		if err := m.configure(*r.Configure); err != nil {
+			return err
+		}
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if r.Prepared != "" {
+		p := m.containers[r.Prepared]
+		if p == nil || p.request.Spec.Process != nil || !r.Join(&p.request) {
+			return api.Errorf(api.CodeFailedPrecondition, "container %s is not prepared for this", r.Prepared)
+		}
+		delete(m.containers, r.Prepared)
+	}
 	if m.containers[r.ID] != nil {
 		return api.Errorf(api.CodeExists, "container %s exists", r.ID)
 	}

@@ -11,18 +11,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cradlevm/cradle/pool"
 )
 
 // poolPatience is for a template to be made and a sandbox to be warmed, on a busy machine.
 const poolPatience = 3 * time.Minute
 
-// poolStatus is what the daemon says of its pool, all sizes together.
-func (c client) poolStatus(t *testing.T) (ready int) {
+// ask decodes what the daemon answers at a path.
+func (c client) ask(t *testing.T, path string, to any) {
 	t.Helper()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", c.house.Socket())
 	}}}
-	answer, err := client.Get("http://cradle/cradle/v1/pool")
+	answer, err := client.Get("http://cradle" + path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,10 +33,16 @@ func (c client) poolStatus(t *testing.T) (ready int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var status struct{ Classes []struct{ Ready int } }
-	if err := json.Unmarshal(body, &status); err != nil {
+	if err := json.Unmarshal(body, to); err != nil {
 		t.Fatalf("%s: %v", body, err)
 	}
+}
+
+// poolStatus is how many virtual machines are ready, all sizes together.
+func (c client) poolStatus(t *testing.T) (ready int) {
+	t.Helper()
+	var status pool.Status
+	c.ask(t, "/cradle/v1/pool", &status)
 	for _, s := range status.Classes {
 		ready += s.Ready
 	}

@@ -1,0 +1,77 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/pool"
+	"github.com/cradlevm/cradle/vm"
+)
+
+// readyName is the directory, below the root, of the writable disks of prepared VMs.
+const readyName = "ready"
+
+func (n *Node) readyDir() string { return filepath.Join(n.options.Root, readyName) }
+
+// scratchPath is where the container's writable disk is.
+func (c *ctr) scratchPath() string { return filepath.Join(c.dir(), scratchName) }
+
+// preparation describes how a VM is made ready for containers of such a plan. nil when none can be: the container has a disk of
+// its own already, or what it runs from may change.
+func (c *ctr) preparation(p *plan) *pool.Preparation {
+	n := c.node
+	if _, err := os.Lstat(c.scratchPath()); p.rec.Dir != "" || !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	size, err := runspec.ScratchSize(&p.rec.HostConfig, n.settings)
+	if err != nil {
+		return nil
+	}
+	first, _ := p.request.Split()
+	var layers []vm.Disk
+	for _, d := range p.config.VM.Disks {
+		if d.ReadOnly {
+			layers = append(layers, d)
+		}
+	}
+	key, err := json.Marshal(struct {
+		Layers  []vm.Disk
+		Scratch int64
+		Request api.CreateRequest
+	}{layers, size, first})
+	if err != nil {
+		return nil
+	}
+	sum := sha256.Sum256(key)
+	return &pool.Preparation{
+		Key: hex.EncodeToString(sum[:16]), Name: p.rec.Config.Image, Layers: layers, Scratch: scratchSerial, Request: first,
+		MakeScratch: func(ctx context.Context, path string) error { return n.scratch.New(ctx, path, size) },
+	}
+}
+
+// revisePool lets the pool see that images have been removed.
+func (n *Node) revisePool() {
+	if n.pool != nil {
+		n.pool.Revise()
+	}
+}
+
+// makeScratch makes the container's writable disk, unless it has one.
+func (c *ctr) makeScratch(ctx context.Context, rec record) error {
+	if _, err := os.Stat(c.scratchPath()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	size, err := runspec.ScratchSize(&rec.HostConfig, c.node.settings)
+	if err != nil {
+		return err
+	}
+	return c.node.scratch.New(ctx, c.scratchPath(), size)
+}
