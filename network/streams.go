@@ -80,11 +80,11 @@ func (n *streams) adapt(net *Network) error {
 	case !net.Internal && !net.masquerade():
 		refused = "always borrow the host's address"
 	case net.MTU > user.MaxMTU:
-		return fail(ErrUnsupported, "the networks of a daemon without root have an MTU of %d at most", user.MaxMTU)
+		return fail(ErrUnsupported, "user-mode networks have an MTU of %d at most", user.MaxMTU)
 	default:
 		return nil
 	}
-	return fail(ErrUnsupported, "the networks of a daemon without root %s", refused)
+	return fail(ErrUnsupported, "user-mode networks %s", refused)
 }
 
 // ensure implements datapath.
@@ -118,7 +118,7 @@ func (n *streams) connect(_ *network, e *Endpoint) error {
 }
 
 func errNoPolicies() error {
-	return fail(ErrUnsupported, "the networks of a daemon without root have no policies")
+	return fail(ErrUnsupported, "user-mode networks have no policies")
 }
 
 // disconnect implements datapath.
