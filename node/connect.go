@@ -45,6 +45,8 @@ func (n *Node) NetworkConnect(ctx context.Context, name, containerName string, e
 		return conflict("container %s is hibernated: start it before its networks are changed", c.id)
 	case rec.HostConfig.NetworkMode.IsNone():
 		return invalid("container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	case rec.HostConfig.NetworkMode.IsContainer():
+		return invalid("container sharing network namespace with another container or host cannot be connected to any other network")
 	case slices.ContainsFunc(rec.Links, func(l link) bool { return l.Name == found.Name }):
 		return cerrdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("endpoint with name %s already exists in network %s", rec.Name, found.Name))
 	case len(rec.Links) >= nicSlots:
@@ -199,9 +201,11 @@ func (c *ctr) configure(ctx context.Context, r *run, rec record, links []link) e
 	if err != nil {
 		return err
 	}
-	return r.vm.Network(ctx, api.NetworkRequest{
-		Interfaces: interfaces(links, c.node.wayOut(links)), Files: []api.ContainerFiles{{ID: c.id, Files: files}},
-	})
+	follow := []api.ContainerFiles{{ID: c.id, Files: files}}
+	for _, other := range r.sharers() {
+		follow = append(follow, api.ContainerFiles{ID: other.id, Files: files})
+	}
+	return r.vm.Network(ctx, api.NetworkRequest{Interfaces: interfaces(links, c.node.wayOut(links)), Files: follow})
 }
 
 // endpointsOf is what the API shows of a container's networks.

@@ -37,6 +37,9 @@ func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec
 	if err := checkPlatform(r.Config.Image, platform, img); err != nil {
 		return fail(err)
 	}
+	if err := runspec.CheckShared(r.Config, r.HostConfig); err != nil {
+		return fail(err)
+	}
 	id := newID()
 	config, err := runspec.Merge(r.Config, img.Config)
 	if err != nil {
@@ -61,6 +64,11 @@ func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec
 	if r.NetworkingConfig != nil {
 		if rec.Links, err = n.linksAt(&rec, r.NetworkingConfig); err != nil {
 			return fail(err)
+		}
+	}
+	if mode := rec.HostConfig.NetworkMode; mode.IsContainer() { // one that is not there is the start's trouble: docker's clients would pull the image
+		if other, err := n.find(mode.ConnectedContainer()); err == nil {
+			rec.HostConfig.NetworkMode = container.NetworkMode("container:" + other.id)
 		}
 	}
 	if err := n.add(name, rec); err != nil {

@@ -30,6 +30,7 @@ type ctr struct {
 	rec      record
 	log      *logfile.Log // nil with log driver none, or before the first start
 	run      *run         // nil while there is no VM
+	within   *run         // the run whose VM it shares; nil when it has one of its own, or none
 	stuck    error        // why the VM of its record cannot be reached
 	abort    func(error)  // ends the start under way; nil when there is none
 	removing bool

@@ -72,12 +72,15 @@ func (c *ctr) finish(r *run, status api.ExitStatus, err error) {
 		status = api.ExitStatus{Code: 137}
 		if !errors.Is(err, sandbox.ErrGone) {
 			reason = clean(err.Error())
-			if err := r.vm.Kill(); err != nil {
+			if err := c.distrust(r); err != nil {
 				c.node.options.Log.Error("end virtual machine", "container", c.id, "err", err)
 			}
 		} else if cause := r.vm.Cause(); cause != nil {
 			reason = cause.Error()
 		}
+	}
+	if r.owner != nil && reason == "" && (r.owner.ending() || errors.Is(err, sandbox.ErrGone)) {
+		reason = "the container whose virtual machine it shared has ended"
 	}
 	var rec record
 	if err := c.change(func(r *record) {
@@ -100,6 +103,14 @@ func (c *ctr) finish(r *run, status api.ExitStatus, err error) {
 	c.afterwards(rec)
 	r.phases.done("remove")
 	r.phases.log(c.node.options.Log.With("container", c.id), "ended")
+}
+
+// distrust ends the VM of a run whose agent is not to be believed. One that is shared is its owner's to end.
+func (c *ctr) distrust(r *run) error {
+	if r.owner != nil {
+		return nil
+	}
+	return r.vm.Kill()
 }
 
 // emitDie tells of an end as the record has it.
@@ -151,11 +162,18 @@ func (c *ctr) teardown(r *run, rec record) {
 	c.mu.Lock()
 	goes := rec.HostConfig.AutoRemove && !c.keep || c.removing
 	c.mu.Unlock()
-	if goes {
+	switch {
+	case r.owner != nil:
+		if err := c.vacate(r.vm, rec.Within); err != nil {
+			log.Error("take container out of the virtual machine that it shares", "err", err)
+		}
+	case goes:
+		c.evict(r)
 		if err := r.vm.Kill(); err != nil {
 			log.Error("end virtual machine", "err", err)
 		}
-	} else {
+	default:
+		c.evict(r)
 		if err := r.flush(ctx, c.process()); err != nil && !errors.Is(err, sandbox.ErrGone) {
 			log.Warn("flush container's disk", "err", err)
 		}
@@ -164,6 +182,9 @@ func (c *ctr) teardown(r *run, rec record) {
 		}
 	}
 	c.clear(rec)
+	if r.owner != nil {
+		r.owner.leave(c)
+	}
 	close(r.torn)
 }
 
@@ -171,7 +192,8 @@ func (c *ctr) teardown(r *run, rec record) {
 func (c *ctr) clear(rec record) {
 	c.freeMachine(rec)
 	if err := c.change(func(rec *record) {
-		rec.Sandbox, rec.Booting, rec.Links, c.run, c.stuck = nil, false, unlinked(rec.Links), nil, nil
+		rec.Sandbox, rec.Within, rec.Booting, rec.Links = nil, nil, false, unlinked(rec.Links)
+		c.run, c.within, c.stuck = nil, nil, nil
 	}); err != nil {
 		c.node.options.Log.Error("record end of virtual machine", "container", c.id, "err", err)
 	}
@@ -271,8 +293,11 @@ func (c *ctr) restartLater(rec record) {
 	c.backoff = nextBackoff(c.backoff, rec.Finished.Sub(rec.Started))
 	delay := c.backoff
 	c.mu.Unlock()
-	if waitFor(c.node.ctx, c.gone, delay) != errTimeout {
-		return
+	for due := false; !due; delay = min(2*delay, maxBackoff) { // whose VM it shares may be on its way
+		if waitFor(c.node.ctx, c.gone, delay) != errTimeout {
+			return
+		}
+		due = c.hostIsUp() || !c.isActive()
 	}
 	c.op.Lock()
 	defer c.op.Unlock()

@@ -47,6 +47,11 @@ func (n *Node) ContainerSaveState(ctx context.Context, name string) error {
 	if rec.Dir != "" {
 		return unsupported("hibernating a container that runs from a summoned directory is not supported")
 	}
+	release, err := c.exclusive(r, "hibernated")
+	if err != nil {
+		return err
+	}
+	defer release()
 	c.still.mu.Lock()
 	err = c.hibernate(ctx, r, rec)
 	c.still.mu.Unlock()

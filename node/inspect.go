@@ -253,8 +253,8 @@ func (c *ctr) sample(ctx context.Context) (container.StatsResponse, error) {
 		OnlineCPUs:  uint32(max(1, s.OnlineCPUs)),
 	}
 	limit := s.MemoryLimit
-	if limit == 0 && rec.Sandbox != nil {
-		limit = uint64(rec.Sandbox.VM.Memory)
+	if machine := c.node.machineOf(rec); limit == 0 && machine != nil {
+		limit = uint64(machine.VM.Memory)
 	}
 	out.MemoryStats = container.MemoryStats{Usage: s.MemoryBytes, Limit: limit, Stats: map[string]uint64{"inactive_file": s.MemoryFile}}
 	out.Networks = c.node.networkStats(rec, s)

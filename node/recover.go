@@ -52,10 +52,17 @@ func (n *Node) recover(ctx context.Context) error {
 		n.options.Log.Error("reconcile networks", "err", err)
 	}
 	n.openPool(ctx) // after the sweep, which would take its directories; before the first container starts
+	var sharers []*ctr
 	for _, c := range n.all() {
+		if c.snapshot().Within != nil {
+			sharers = append(sharers, c)
+		}
 		if err := n.recoverContainer(ctx, c); err != nil {
 			return err
 		}
+	}
+	for _, c := range sharers {
+		n.recoverSharer(c, c.snapshot())
 	}
 	return nil
 }
@@ -70,6 +77,9 @@ func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 		}
 	}
 	c.recoverState(rec)
+	if rec.Within != nil {
+		return nil
+	}
 	if rec.Sandbox == nil {
 		n.settle(c, false)
 		return nil
@@ -102,6 +112,9 @@ func (n *Node) reach(c *ctr, rec record) {
 		machine, err := n.attach(n.ctx, rec)
 		if err == nil || errors.Is(err, vm.ErrExited) {
 			n.takeUp(c, rec, machine)
+			for _, s := range n.sharersOf(c.id) {
+				n.recoverSharer(s, s.snapshot())
+			}
 			return
 		}
 		n.options.Log.Debug("find virtual machine", "container", c.id, "err", err)
@@ -157,6 +170,7 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 	r := newRun(machine, nil)
 	c.mu.Lock()
 	c.run, c.stuck = r, nil
+	r.owner = c.within
 	rec := c.rec
 	if up(rec.Status) {
 		c.beginHealth()

@@ -11,15 +11,18 @@ import (
 	"github.com/cradlevm/cradle/sandbox"
 )
 
-// run is one life of a container's VM.
+// run is one life of a container in a VM: most often of its own, which then ends with it.
 type run struct {
 	vm    *sandbox.Sandbox
+	owner *run            // whose VM it is when the container shares another's; nil: its own
 	out   *sandbox.Output // the output that came with the start; nil when this daemon has not started the process
 	over  chan struct{}   // closed by hurry
 	ended chan struct{}   // closed when the container's state says that it has ended
 	torn  chan struct{}   // closed when nothing of the VM is left
 
 	phases *phases
+
+	sharing sharing // with other containers, of a VM of its own
 
 	stdinMu sync.Mutex
 	stdin   io.WriteCloser // opened at its first use

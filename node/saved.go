@@ -75,6 +75,8 @@ func (c *ctr) savable() (*run, record, error) {
 		return nil, rec, conflict("container %s is being stopped", c.id)
 	case rec.Status == container.StatePaused:
 		return nil, rec, conflict("container %s is paused, unpause it first", c.id)
+	case r != nil && r.owner != nil:
+		return nil, rec, conflict("container %s shares the virtual machine of another container: it cannot be saved alone", c.id)
 	case r == nil || rec.Status != container.StateRunning || rec.Sandbox == nil:
 		return nil, rec, conflict("container %s is not running", c.id)
 	}
@@ -84,6 +86,11 @@ func (c *ctr) savable() (*run, record, error) {
 // checkpoint saves a container that runs and goes on. still copies its disk. pause is for how long its processes stood
 // still. op is held.
 func (c *ctr) checkpoint(ctx context.Context, r *run, rec record, still func(context.Context) error) (from *savedRun, pause time.Duration, err error) {
+	release, err := c.exclusive(r, "saved")
+	if err != nil {
+		return nil, 0, err
+	}
+	defer release()
 	c.still.mu.Lock()
 	defer c.still.mu.Unlock()
 	var began time.Time // when the processes were told to stand still

@@ -29,6 +29,14 @@ const scratchSerial = "scratch"
 
 func layerSerial(i int) string { return fmt.Sprintf("layer%d", i) }
 
+// serial is what a disk of the container is called in its VM: in one that it shares, by whose it is.
+func (r *record) serial(disk string) string {
+	if r.HostConfig.NetworkMode.IsContainer() {
+		return r.ID[:12] + disk
+	}
+	return disk
+}
+
 // ContainerStart implements dockerapi.Backend. A start goes on when its client hangs up.
 func (n *Node) ContainerStart(ctx context.Context, name string) error {
 	c, err := n.find(name)
@@ -180,7 +188,11 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 		return err
 	}
 	steps.done("disks")
-	machine, err := c.bringUp(ctx, p, steps, &undo)
+	bringUp := c.bringUp
+	if rec.HostConfig.NetworkMode.IsContainer() {
+		bringUp = c.moveIn
+	}
+	machine, err := bringUp(ctx, p, steps, &undo)
 	if err != nil {
 		return err
 	}
@@ -204,7 +216,11 @@ func (c *ctr) started(machine *sandbox.Sandbox, out *sandbox.Output, restarts in
 	r.phases = steps
 	c.mu.Lock()
 	before := c.rec
+	r.owner = c.within
 	c.mu.Unlock()
+	if r.owner != nil && r.owner.ending() { // who ends all that share the VM may have done so before there was a process
+		return conflict("the container whose virtual machine it shares has ended")
+	}
 	err := c.change(func(rec *record) {
 		rec.Status, rec.Started, rec.Finished = container.StateRunning, time.Now(), time.Time{}
 		rec.ExitCode, rec.Error, rec.OOMKilled = 0, "", false
@@ -260,11 +276,13 @@ func (c *ctr) prepare(ctx context.Context, rec record, request api.CreateRequest
 	}
 	var disks []vm.Disk
 	for i, l := range img.Layers {
-		disks = append(disks, vm.Disk{Serial: layerSerial(i), Path: l.Path, ReadOnly: true})
-		request.Rootfs.Layers = append(request.Rootfs.Layers, api.Disk{Serial: layerSerial(i), FSType: "erofs"})
+		serial := rec.serial(layerSerial(i))
+		disks = append(disks, vm.Disk{Serial: serial, Path: l.Path, ReadOnly: true})
+		request.Rootfs.Layers = append(request.Rootfs.Layers, api.Disk{Serial: serial, FSType: "erofs"})
 	}
-	disks = append(disks, vm.Disk{Serial: scratchSerial, Path: c.scratchPath()})
-	request.Rootfs.Upper = &api.Disk{Serial: scratchSerial, FSType: "ext4"}
+	serial := rec.serial(scratchSerial)
+	disks = append(disks, vm.Disk{Serial: serial, Path: c.scratchPath()})
+	request.Rootfs.Upper = &api.Disk{Serial: serial, FSType: "ext4"}
 	cpus, memory := runspec.VMSize(&rec.HostConfig, n.settings)
 	config := sandbox.Config{
 		Hostname: rec.Config.Hostname,

@@ -170,7 +170,7 @@ func (c *ctr) kill(ctx context.Context, r *run) error {
 		c.node.options.Log.Warn("send SIGKILL", "container", c.id, "err", err)
 	}
 	err := c.await(ctx, r.ended, killLimit)
-	if errors.Is(err, errTimeout) {
+	if errors.Is(err, errTimeout) && r.owner == nil {
 		c.node.options.Log.Warn("container outlives SIGKILL, ending its virtual machine", "container", c.id)
 		if err := r.vm.Kill(); err != nil {
 			return err
@@ -281,6 +281,11 @@ func (n *Node) ContainerPause(ctx context.Context, name string) error {
 		if paused {
 			return conflict("container %s is already paused", c.id)
 		}
+		release, err := c.exclusive(r, "paused")
+		if err != nil {
+			return err
+		}
+		defer release()
 		if err := c.pauseRun(ctx, r); err != nil {
 			return fmt.Errorf("pause container %s: %w", c.id, err)
 		}
@@ -369,7 +374,7 @@ func (c *ctr) removeLocked(ctx context.Context, force bool) (err error) {
 		if alive {
 			// The container goes for good: its VM needs no polite end. Docker's word for that is SIGKILL.
 			c.emit(events.ActionKill, map[string]string{"signal": strconv.Itoa(int(unix.SIGKILL))})
-			if err := r.vm.Kill(); err != nil {
+			if err := c.killRun(ctx, r); err != nil {
 				return err
 			}
 		}
@@ -378,6 +383,18 @@ func (c *ctr) removeLocked(ctx context.Context, force bool) (err error) {
 		}
 	}
 	return c.remove()
+}
+
+// killRun ends the run the hard way: by its VM, or in the VM that it shares.
+func (c *ctr) killRun(ctx context.Context, r *run) error {
+	if r.owner == nil {
+		c.evict(r)
+		return r.vm.Kill()
+	}
+	if err := r.signal(ctx, c.process(), int(unix.SIGKILL)); err != nil && !errors.Is(err, sandbox.ErrGone) {
+		c.node.options.Log.Warn("send SIGKILL", "container", c.id, "err", err)
+	}
+	return nil
 }
 
 func (c *ctr) removeRunning() error {

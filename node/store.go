@@ -57,6 +57,9 @@ type record struct {
 	Sandbox *sandbox.Config `json:",omitempty"`
 	Booting bool            `json:",omitempty"`
 
+	// Within is there while it may be in another container's sandbox, instead of one of its own; Booting as above.
+	Within *place `json:",omitempty"`
+
 	// Cloning: it is being made from another one that runs, and not yet there; a daemon that finds it so removes it.
 	Cloning bool `json:",omitempty"`
 

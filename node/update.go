@@ -42,8 +42,8 @@ func (n *Node) ContainerUpdate(ctx context.Context, name string, u container.Upd
 
 // updateRun changes the limits inside of the container's VM.
 func (c *ctr) updateRun(ctx context.Context, r *run, rec record, updated runspec.Container, resources *specs.LinuxResources) error {
-	if rec.Sandbox != nil {
-		machine := rec.Sandbox.VM
+	if sandbox := c.node.machineOf(rec); sandbox != nil {
+		machine := sandbox.VM
 		if memory := max(updated.Host.Memory, updated.Host.MemoryReservation); memory > machine.Memory {
 			return invalid("%d MiB of memory are more than the container's virtual machine has, which is %d MiB; a container that is not running can be given more",
 				memory>>20, machine.Memory>>20)

@@ -21,6 +21,9 @@ const vanishPatience = 50 * time.Millisecond
 // one after it leaves a VM and files that no record names, which the next daemon sweeps.
 func (c *ctr) vanish(r *run, status api.ExitStatus) bool {
 	n := c.node
+	if r.owner != nil || len(r.end()) > 0 { // nobody joins a VM whose container has ended
+		return false
+	}
 	if len(c.listExecs()) > 0 || !c.op.LockWithin(vanishPatience) {
 		return false
 	}

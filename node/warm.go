@@ -275,6 +275,9 @@ func (n *Node) coldReason(rec record) string {
 	if rec.Dir != "" {
 		return "it runs from a summoned directory"
 	}
+	if rec.HostConfig.NetworkMode.IsContainer() {
+		return "it shares another container's virtual machine"
+	}
 	img, err := n.options.Images.Get(rec.ImageID)
 	if err != nil {
 		return "" // its start says so

@@ -21,13 +21,18 @@ func (s *Sandbox) Plug(ctx context.Context, disks ...vm.Disk) error {
 	return each(disks, func(d vm.Disk) error { return p.Plug(ctx, d) })
 }
 
-// Unplug detaches disks that nothing in the guest uses, all at the same time.
+// Unplug detaches disks that nothing in the guest uses, all at the same time. Those that are not there are gone already.
 func (s *Sandbox) Unplug(ctx context.Context, disks ...vm.Disk) error {
 	p, ok := s.vm.(vm.DiskPlugger)
 	if !ok {
 		return api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot unplug disks")
 	}
-	return each(disks, func(d vm.Disk) error { return p.Unplug(ctx, d.Serial) })
+	return each(disks, func(d vm.Disk) error {
+		if err := p.Unplug(ctx, d.Serial); err != nil && !errors.Is(err, vm.ErrNotFound) {
+			return err
+		}
+		return nil
+	})
 }
 
 // each calls f for all disks at once and joins the errors.

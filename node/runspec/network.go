@@ -53,6 +53,30 @@ func Networks(hc *container.HostConfig, nc *network.NetworkingConfig) ([]Network
 	return list, nil
 }
 
+// CheckShared looks at what a client wants of a container that is to share another's network: nothing of its own. hc may be
+// nil. The words are docker's. Errors: ErrInvalidArgument.
+func CheckShared(config *container.Config, hc *container.HostConfig) error {
+	switch {
+	case hc == nil || !hc.NetworkMode.IsContainer():
+		return nil
+	case hc.NetworkMode.ConnectedContainer() == "":
+		return invalid("invalid network mode: invalid container format container:<name|id>")
+	case config.Hostname != "":
+		return invalid("conflicting options: hostname and the network mode")
+	case len(hc.Links) > 0:
+		return invalid("conflicting options: container type network can't be used with links. This would result in undefined behavior")
+	case len(hc.DNS) > 0:
+		return invalid("conflicting options: dns and the network mode")
+	case len(hc.ExtraHosts) > 0:
+		return invalid("conflicting options: custom host-to-IP mapping and the network mode")
+	case len(hc.PortBindings) > 0 || hc.PublishAllPorts:
+		return invalid("conflicting options: port publishing and the container type network mode")
+	case len(config.ExposedPorts) > 0:
+		return invalid("conflicting options: port exposing and the container type network mode")
+	}
+	return nil
+}
+
 // CheckEndpoint looks at what a client wants of an endpoint. Errors: as Networks.
 func CheckEndpoint(s *network.EndpointSettings) error {
 	if len(s.Links) > 0 {

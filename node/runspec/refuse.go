@@ -99,8 +99,6 @@ func checkModes(hc *container.HostConfig) error {
 		return invalid("invalid cgroup namespace mode: %v", hc.CgroupnsMode)
 	case hc.NetworkMode.IsHost():
 		return unsupported("the host's network (--network host)")
-	case hc.NetworkMode.IsContainer():
-		return unsupported("the network of another container (--network %s)", hc.NetworkMode)
 	case !hc.Isolation.IsDefault():
 		return invalid("invalid isolation '%s' on linux", hc.Isolation)
 	case hc.Runtime != "" && hc.Runtime != RuntimeName:

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -141,6 +142,18 @@ func (m *Machine) Unplug(_ context.Context, serial string) error {
 	}
 	delete(m.disks, serial)
 	return nil
+}
+
+// Disks are the serials of the machine's disks, in order.
+func (m *Machine) Disks() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := slices.Collect(maps.Keys(m.disks))
+	for _, d := range m.Config.Disks {
+		all = append(all, d.Serial)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // Bare reports whether the machine has neither disks nor containers.
