@@ -206,6 +206,7 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	if err != nil {
 		return startError(rec, err)
 	}
+	undo.push("output", out.Close)
 	steps.split("create", made, "exec")
 	return c.started(machine, out, restarts, steps, &undo)
 }
