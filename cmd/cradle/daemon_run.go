@@ -59,6 +59,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	addSavedHandlers(extra, n)
 	addSnapshotHandlers(extra, n)
 	addCostHandlers(extra, n)
+	addExecHandler(extra, n)
 	addPolicyHandlers(extra, n)
 	return &service{
 		Handler: dockerapi.New(n, dockerapi.Options{
