@@ -88,6 +88,13 @@ func newPoolMetrics(status func() pool.Status) *poolMetrics {
 			of("filling", "Virtual machines that are being made ready.", gauge, func(c pool.ClassStatus) uint64 { return uint64(c.Filling) }),
 			of("failures", "Failures in a row of making a template or a ready one.", gauge, func(c pool.ClassStatus) uint64 { return uint64(c.Failures) }),
 			of("taken_total", "Starts that found one ready.", counter, func(c pool.ClassStatus) uint64 { return c.Taken }),
+			of("taken_prepared_total", "Starts that found one ready that was prepared for their image.", counter, func(c pool.ClassStatus) uint64 { return c.TakenPrepared }),
+			of("prepared", "Virtual machines that are ready and prepared for an image.", gauge, func(c pool.ClassStatus) (n uint64) {
+				for _, p := range c.Prepared {
+					n += uint64(p.Ready)
+				}
+				return n
+			}),
 			of("restored_total", "Starts for which one was made from the template on the spot.", counter, func(c pool.ClassStatus) uint64 { return c.Restored }),
 			of("missed_total", "Starts that had to boot.", counter, func(c pool.ClassStatus) uint64 { return c.Missed }),
 		},

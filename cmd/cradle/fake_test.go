@@ -202,7 +202,8 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.mu.Unlock()
 		answer(pool.Status{Settings: pool.Settings{Min: 2, Max: 16, Memory: 1 << 30}, Classes: []pool.ClassStatus{{
 			Class: pool.Class{CPUs: 1, Memory: 512 << 20}, Template: true, Ready: 3, Wanted: 4, Taken: 5, Restored: 6, Missed: 7,
-			Private: 24 << 20, Shared: 60 << 20,
+			Private: 24 << 20, Shared: 60 << 20, TakenPrepared: 2,
+			Prepared: []pool.PreparedStatus{{Name: "redis", Ready: 2}, {Name: "nginx"}, {Name: "busybox", Ready: 1}},
 		}}})
 	default:
 		fail(http.StatusNotImplemented, path+" is not supported")

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
@@ -27,7 +28,8 @@ func newPoolCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 		Short: "Manage the virtual machines that are kept ready",
 		Long: "Manage the virtual machines that are kept ready.\n" +
 			"The daemon keeps some of each size in demand, so that a container starts in one of them instead of booting its\n" +
-			"own. How many follows demand, between a minimum and a maximum, within a budget of the host's memory.",
+			"own. How many follows demand, between a minimum and a maximum, within a budget of the host's memory. All but one of\n" +
+			"a size are prepared for the images that were wanted lately, and then for containers of those images only.",
 		Args: cli.NoArgs,
 		RunE: command.ShowHelp(docker.Err()),
 	}
@@ -136,7 +138,7 @@ func readPool(resp *http.Response) (status pool.Status, err error) {
 }
 
 // poolTable is what `pool ls` prints without --format.
-const poolTable = "table {{.Memory}}\t{{.CPUs}}\t{{.Ready}}\t{{.Wanted}}\t{{.Taken}}\t{{.Restored}}\t{{.Missed}}\t{{.HostMemory}}"
+const poolTable = "table {{.Memory}}\t{{.CPUs}}\t{{.Ready}}\t{{.Prepared}}\t{{.Wanted}}\t{{.Taken}}\t{{.Restored}}\t{{.Missed}}\t{{.HostMemory}}"
 
 func printPool(out io.Writer, status pool.Status, format string, quiet bool) error {
 	switch {
@@ -147,7 +149,7 @@ func printPool(out io.Writer, status pool.Status, format string, quiet bool) err
 	}
 	c := formatter.Context{Output: out, Format: formatter.Format(format)}
 	return c.Write(&poolRow{HeaderContext: formatter.HeaderContext{Header: formatter.SubHeaderContext{
-		"Memory": "MEMORY", "CPUs": "CPUS", "Ready": "READY", "Filling": "FILLING", "Wanted": "WANTED", "Template": "TEMPLATE",
+		"Memory": "MEMORY", "CPUs": "CPUS", "Ready": "READY", "Prepared": "PREPARED", "TakenPrepared": "TAKEN PREPARED", "Filling": "FILLING", "Wanted": "WANTED", "Template": "TEMPLATE",
 		"Taken": "TAKEN", "Restored": "RESTORED", "Missed": "MISSED", "HostMemory": "HOST MEMORY",
 		"Min": "MIN", "Max": "MAX", "Budget": "BUDGET",
 	}}}, func(row func(formatter.SubContext) error) error {
@@ -180,6 +182,20 @@ func (r *poolRow) CPUs() string { return strconv.Itoa(r.class.CPUs) }
 
 // Ready is how many can be taken.
 func (r *poolRow) Ready() string { return strconv.Itoa(r.class.Ready) }
+
+// Prepared is for which images how many of the ready ones are prepared, that first which was wanted last.
+func (r *poolRow) Prepared() string {
+	var all []string
+	for _, p := range r.class.Prepared {
+		if p.Ready > 0 {
+			all = append(all, fmt.Sprintf("%s: %d", p.Name, p.Ready))
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// TakenPrepared were ready, and prepared for who wanted them.
+func (r *poolRow) TakenPrepared() string { return strconv.FormatUint(r.class.TakenPrepared, 10) }
 
 // Filling is how many are being made.
 func (r *poolRow) Filling() string { return strconv.Itoa(r.class.Filling) }

@@ -17,9 +17,9 @@ func TestPoolCommands(t *testing.T) {
 		stdout, stderr string // contained
 		asked          string // of the daemon
 	}{
-		{"pool ls", 0, "MEMORY    CPUS      READY     WANTED    TAKEN     RESTORED   MISSED    HOST MEMORY\n512MiB    1         3         4         5         6          7         132MiB\n", "", ""},
+		{"pool ls", 0, "MEMORY    CPUS      READY     PREPARED               WANTED    TAKEN     RESTORED   MISSED    HOST MEMORY\n512MiB    1         3         redis: 2, busybox: 1   4         5         6          7         132MiB\n", "", ""},
 		{"pool ls --quiet", 0, "512MiB/1\n", "", ""},
-		{"pool ls --format {{.Min}}-{{.Max}}/{{.Budget}}/{{.Template}}", 0, "2-16/1GiB/true\n", "", ""},
+		{"pool ls --format {{.Min}}-{{.Max}}/{{.Budget}}/{{.Template}}/{{.TakenPrepared}}", 0, "2-16/1GiB/true/2\n", "", ""},
 		{"pool list --format json", 0, `"Ready":"3"`, "", ""},
 		{"pool set --min 3 --memory 2g", 0, "", "", `{"min":3,"memory":2147483648}`},
 		{"pool set --max 0", 0, "", "", `{"max":0}`},

@@ -39,6 +39,7 @@ func awaitPool(ctx context.Context, socket string, least int) error {
 				Template                bool
 				Ready, Wanted, Filling  int
 				Taken, Restored, Missed int
+				Prepared                []struct{ Ready int }
 			}
 		}
 		err = json.NewDecoder(answer.Body).Decode(&status)
@@ -48,7 +49,8 @@ func awaitPool(ctx context.Context, socket string, least int) error {
 		}
 		filled, missing := 0, 0
 		for _, c := range status.Classes {
-			if c.Template && c.Ready >= max(least, c.Wanted) && c.Filling == 0 {
+			prepared := len(c.Prepared) == 0 || c.Prepared[0].Ready > 0 || least == 0
+			if c.Template && c.Ready >= max(least, c.Wanted) && c.Filling == 0 && prepared {
 				filled++
 			} else if c.Taken+c.Restored+c.Missed > 0 {
 				missing++

@@ -10,18 +10,19 @@ import (
 const readySandboxes = 2
 
 // runs measures the whole way of a container that does nothing, from the command line to its removal: with a ready
-// sandbox, with one restored on the spot, with a cold boot, and as others do it.
+// sandbox that is prepared for its image, with a ready one that is not, with one restored on the spot, with a cold boot, and as others do it.
 func runs(ctx context.Context, e env) (rows []row, err error) {
 	once := []string{"run", "--rm", "--network", "none", "busybox", "true"}
 	bridged := []string{"run", "--rm", "busybox", "true"}
 	var ours []contestant
 	var first *side
+	turn := 0
 	for _, kind := range []struct {
 		name  string
 		flags []string
 		ready int
 	}{
-		{"hit", poolOf(readySandboxes), readySandboxes}, {"restore", restoring(), 0}, {"boot", booting(), -1},
+		{"hit", poolOf(readySandboxes), readySandboxes}, {"plain", poolOf(readySandboxes), readySandboxes}, {"restore", restoring(), 0}, {"boot", booting(), -1},
 	} {
 		s, startErr := startCradle(ctx, e, kind.name, kind.flags...)
 		if startErr != nil {
@@ -35,6 +36,12 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 			return nil, err
 		}
 		c := s.enter("cradle, "+kind.name, nil, once...)
+		if kind.name == "plain" { // nobody has prepared what was never wanted before
+			c.once = func(ctx context.Context) error {
+				turn++
+				return s.do(ctx, "run", "--rm", "--network", "none", "--shm-size", fmt.Sprintf("%dk", 1024+4*turn), "busybox", "true")
+			}
+		}
 		if kind.ready >= 0 {
 			c.ready = func(ctx context.Context) error { return awaitPool(ctx, socket(e, kind.name), kind.ready) }
 		}
@@ -57,7 +64,6 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 	if e.runsc == "" {
 		runsc = errors.New("no runsc was given (-runsc)")
 	}
-	turn := 0
 	results, err := race(ctx, e.runs, append(ours,
 		docker.enter("docker run --network none", dockerErr, once...),
 		docker.enter("docker run on its bridge", dockerErr, bridged...),
@@ -71,14 +77,15 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	hit, restore, boot, bridge := results[0], results[1], results[2], results[3]
-	run, runBridge, ctr := results[4], results[5], results[6]
+	hit, plain, restore, boot, bridge := results[0], results[1], results[2], results[3], results[4]
+	run, runBridge, ctr := results[5], results[6], results[7]
 	return []row{
-		against("run --rm busybox true, pool hit", hit, run, 0.25),
-		against("run --rm busybox true, pool hit", hit, ctr, 0.5),
-		against("run --rm busybox true, pool hit", hit, results[7], 0.7),
-		against("run --rm busybox true, pool hit", hit, results[8], 0),
-		against("run --rm busybox true, pool hit, bridge", bridge, runBridge, 0.25),
+		against("run --rm busybox true, prepared pool hit", hit, run, 0.25),
+		against("run --rm busybox true, prepared pool hit", hit, ctr, 0.5),
+		against("run --rm busybox true, prepared pool hit", hit, results[8], 0.7),
+		against("run --rm busybox true, prepared pool hit", hit, results[9], 0),
+		against("run --rm busybox true, plain pool hit", plain, run, 0),
+		against("run --rm busybox true, prepared pool hit, bridge", bridge, runBridge, 0.25),
 		{name: "  of it, for the network", unit: unitSeconds, ours: differences(bridge.sample, hit.sample), goal: 0.015,
 			notes: "with a network minus without, turn by turn"},
 		against("run --rm busybox true, restored", restore, run, 0.5),
