@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/cradlevm/cradle/network/incoming"
 )
 
 // Limits of one proxy.
@@ -75,33 +77,7 @@ func (x *proxy) close() error {
 	return err
 }
 
-func (x *proxy) serveTCP() {
-	places := make(chan struct{}, maxProxied)
-	for {
-		c, err := x.listener.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			x.log.Warn("a published port cannot accept", "port", x.port.addr(), "error", err)
-			select {
-			case <-x.ctx.Done():
-			case <-time.After(100 * time.Millisecond): // out of descriptors: let some go
-			}
-			continue
-		}
-		select {
-		case places <- struct{}{}:
-		default:
-			c.Close()
-			continue
-		}
-		x.running.Go(func() {
-			defer func() { <-places }()
-			x.carry(c)
-		})
-	}
-}
+func (x *proxy) serveTCP() { incoming.Serve(x.ctx, x.listener, maxProxied, x.log, x.carry) }
 
 // carry copies both ways; one side's end is told to the other.
 func (x *proxy) carry(client net.Conn) {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cradlevm/cradle/network/incoming"
 )
 
 // Server listens at one address, over UDP and TCP.
@@ -97,34 +99,12 @@ func (s *Server) serveUDP() {
 }
 
 func (s *Server) serveTCP() {
-	places := make(chan struct{}, maxConnections)
-	for {
-		c, err := s.tcp.Accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			s.log.Warn("resolver cannot accept", "error", err)
-			select {
-			case <-s.ctx.Done():
-			case <-time.After(100 * time.Millisecond): // out of descriptors: let some go
-			}
-			continue
-		}
-		select {
-		case places <- struct{}{}:
-		default:
-			c.Close()
-			continue
-		}
-		s.running.Go(func() {
-			defer func() { <-places }()
-			stop := context.AfterFunc(s.ctx, func() { c.Close() })
-			defer stop()
-			defer c.Close()
-			s.serveConnection(c)
-		})
-	}
+	incoming.Serve(s.ctx, s.tcp, maxConnections, s.log, func(c net.Conn) {
+		stop := context.AfterFunc(s.ctx, func() { c.Close() })
+		defer stop()
+		defer c.Close()
+		s.serveConnection(c)
+	})
 }
 
 // serveConnection answers one query after the other, until the asker is done or does nothing for a while.
