@@ -85,6 +85,28 @@ func TestRefusedPolicies(t *testing.T) {
 	}
 }
 
+// A policy from another host opens nothing of this one's, and is checked as any.
+func TestPortablePolicy(t *testing.T) {
+	p := &api.NetworkPolicy{Default: "deny", Rules: []api.PolicyRule{{Allow: "host:22/tcp"}, {Deny: "host:53"}, {Allow: "[host]"}, {Allow: "any:80"}}}
+	out, err := portablePolicy(p)
+	if err != nil || out.Default != "deny" || !reflect.DeepEqual(out.Rules, []api.PolicyRule{{Deny: "host:53"}, {Allow: "any:80"}}) {
+		t.Errorf("%+v, %v", out, err)
+	}
+	if len(p.Rules) != 4 {
+		t.Error("the other one was changed")
+	}
+	if _, err := portableLinks([]link{{Name: "a", Policy: &api.NetworkPolicy{Default: "perhaps"}}}); err == nil {
+		t.Error("a policy that is none was taken")
+	}
+	links, err := portableLinks([]link{{Name: "a", Policy: p}})
+	if err != nil || len(links) != 1 || links[0].Policy == nil || len(links[0].Policy.Rules) != 2 {
+		t.Errorf("%+v, %v", links, err)
+	}
+	if none, err := portablePolicy(nil); none != nil || err != nil {
+		t.Errorf("%v, %v", none, err)
+	}
+}
+
 // A policy of all networks takes the place of those of single ones, which stand before it otherwise.
 func TestWhosePolicy(t *testing.T) {
 	n := &Node{}

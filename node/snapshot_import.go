@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/sandbox"
@@ -214,6 +215,9 @@ func (n *Node) portable(m namedManifest) (out namedManifest, err error) {
 	if source.Links, err = portableLinks(s.Links); err != nil {
 		return out, err
 	}
+	if source.Policy, err = portablePolicy(s.Policy); err != nil {
+		return out, err
+	}
 	machine := vm.Config{CPUs: c.CPUs, Memory: c.Memory, NICs: make([]vm.NIC, nicSlots)}
 	for _, d := range c.Disks {
 		path := ""
@@ -244,6 +248,27 @@ func portableLinks(links []link) ([]link, error) {
 		if err := runspec.CheckEndpoint(&l.Settings); err != nil {
 			return nil, err
 		}
+		p, err := portablePolicy(l.Policy)
+		if err != nil {
+			return nil, err
+		}
+		out[i].Policy = p
 	}
 	return out, nil
+}
+
+// portablePolicy is a network policy without what it opens of the host's own services: those of the other host were meant.
+func portablePolicy(p *api.NetworkPolicy) (*api.NetworkPolicy, error) {
+	if p == nil {
+		return nil, nil
+	}
+	if _, err := compilePolicy(p); err != nil {
+		return nil, err
+	}
+	out := *p
+	out.Rules = slices.DeleteFunc(slices.Clone(p.Rules), func(r api.PolicyRule) bool {
+		place, _, _, err := splitTarget(r.Allow)
+		return err == nil && place == "host"
+	})
+	return &out, nil
 }
