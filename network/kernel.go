@@ -17,11 +17,12 @@ type kernel struct {
 	firewall *firewall
 	spares   *spares
 	watching *watch
+	lost     func(endpoint string) bool // Options.Lost
 }
 
-func newKernel(n *Networks, ahead int) (*kernel, error) {
-	k := &kernel{Networks: n, links: &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}, firewall: &firewall{"cradle-" + n.tag}}
-	k.spares = &spares{links: k.links, log: n.log, ahead: min(ahead, maxFree)}
+func newKernel(n *Networks, o Options) (*kernel, error) {
+	k := &kernel{Networks: n, lost: o.Lost, links: &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}, firewall: &firewall{"cradle-" + n.tag}}
+	k.spares = &spares{links: k.links, log: n.log, ahead: min(o.SpareTAPs, maxFree)}
 	taps, err := k.links.taps()
 	if err != nil {
 		return nil, err

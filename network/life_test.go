@@ -241,6 +241,17 @@ func TestRepair(t *testing.T) {
 	link, err := netlink.LinkByName(lost.TAP)
 	must(err)
 	must(netlink.LinkDel(link))
+	for range 2 { // the first time nobody could do anything about it
+		select {
+		case id := <-h.told:
+			if id != lost.ID {
+				t.Errorf("%s is told lost", id)
+			}
+		case <-time.After(15 * time.Second):
+			t.Fatal("nobody is told of a TAP that was deleted")
+		}
+		must(netlink.LinkSetAlias(bridgeOf(t, n), "cradle "+h.dir)) // whatever changes has the watch look
+	}
 	r, err := h.Reconcile(context.Background(), live)
 	if err != nil || !slices.Equal(r.Lost, []string{lost.ID}) {
 		t.Errorf("%+v, %v", r, err)
@@ -249,6 +260,15 @@ func TestRepair(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	must(h.Detach(context.Background(), lost.ID))
+}
+
+func bridgeOf(t *testing.T, n Network) netlink.Link {
+	t.Helper()
+	link, err := netlink.LinkByName(n.Bridge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return link
 }
 
 // TestManyEndpoints: 60 on one network, or CRADLE_TEST_ENDPOINTS (300 are what is promised), no address twice, and how long one

@@ -49,6 +49,9 @@ type Options struct {
 	Streams    bool             // endpoints are streams, as an ordinary user's always are
 	ResolvConf string           // empty: /etc/resolv.conf
 	SpareTAPs  int              // made before they are asked for; at most 32 are kept in any case
+	// Lost, when not nil, is told of an endpoint whose TAP somebody has deleted, by its id, and again after a while unless it
+	// returns true. It may call methods.
+	Lost func(endpoint string) bool
 }
 
 // Networks are all networks of one state directory. All methods may be called from any goroutine.
@@ -100,7 +103,7 @@ func Open(ctx context.Context, o Options) (*Networks, error) {
 	}
 	if o.Streams || os.Geteuid() != 0 {
 		n.path = newStreams(n)
-	} else if n.path, err = newKernel(n, o.SpareTAPs); err != nil {
+	} else if n.path, err = newKernel(n, o); err != nil {
 		return nil, err
 	}
 	n.ports = newPorts(n.log, n.path.dialer)

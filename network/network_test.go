@@ -24,14 +24,15 @@ import (
 // house is Networks in a test's namespace, and the guests on them.
 type house struct {
 	*kernel
-	t   testing.TB
-	dir string
+	t    testing.TB
+	dir  string
+	told chan string // endpoints that the watch told lost
 }
 
 func newHouse(t testing.TB) *house {
 	t.Helper()
 	nettest.NeedRoot(t)
-	h := &house{t: t, dir: t.TempDir()}
+	h := &house{t: t, dir: t.TempDir(), told: make(chan string, 2)}
 	h.open()
 	t.Cleanup(func() {
 		if err := errors.Join(h.Reset(context.Background()), h.Close()); err != nil {
@@ -43,7 +44,14 @@ func newHouse(t testing.TB) *house {
 
 func (h *house) open() {
 	h.t.Helper()
-	n, err := Open(context.Background(), Options{Dir: h.dir, Upstreams: []netip.AddrPort{}, Log: slog.New(slog.NewTextHandler(h.t.Output(), nil))})
+	n, err := Open(context.Background(), Options{Dir: h.dir, Upstreams: []netip.AddrPort{}, Log: slog.New(slog.NewTextHandler(h.t.Output(), nil)),
+		Lost: func(id string) bool {
+			select {
+			case h.told <- id:
+			default: // told often enough
+			}
+			return false
+		}})
 	if err != nil {
 		h.t.Fatal(err)
 	}

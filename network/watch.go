@@ -106,6 +106,7 @@ func (w *watch) listen(socket *os.File) {
 func (n *kernel) keepRepaired(w *watch) {
 	slow := time.NewTicker(time.Minute)
 	defer slow.Stop()
+	told := map[string]bool{} // endpoints that were lost
 	for {
 		thorough := false
 		select {
@@ -128,6 +129,11 @@ func (n *kernel) keepRepaired(w *watch) {
 		if len(r.Made) > 0 {
 			n.log.Warn("somebody has changed the host's network; ours is repaired", "made", r.Made)
 		}
+		for _, id := range r.Lost {
+			if !told[id] && n.lost != nil {
+				told[id] = n.lost(id)
+			}
+		}
 	}
 }
 
@@ -143,22 +149,27 @@ func (n *kernel) look(r *Report, thorough bool) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !thorough && intact && n.linked(all) {
-		return nil
+	byName := map[string]netlink.Link{}
+	for _, l := range all {
+		byName[l.Attrs().Name] = l
 	}
-	err = n.repair(r, thorough)
+	if thorough || !intact || !n.linked(byName) {
+		err = n.repair(r, thorough)
+	}
 	if !intact && !thorough {
 		err = errors.Join(err, n.repairFirewall(r))
+	}
+	r.Lost = nil
+	for _, e := range n.endpoints {
+		if byName[e.TAP] == nil && !linkExists(e.TAP) { // nor was it made after the list
+			r.Lost = append(r.Lost, e.ID)
+		}
 	}
 	return err
 }
 
 // linked tells whether all bridges are up, and all TAPs on theirs.
-func (n *kernel) linked(all []netlink.Link) bool {
-	byName := map[string]netlink.Link{}
-	for _, l := range all {
-		byName[l.Attrs().Name] = l
-	}
+func (n *kernel) linked(byName map[string]netlink.Link) bool {
 	for _, k := range n.networks {
 		if len(k.Subnets) == 0 {
 			continue

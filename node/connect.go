@@ -168,6 +168,30 @@ func (c *ctr) mendNetworks() {
 	}
 }
 
+// lost has a machine part with a TAP that somebody has deleted: QEMU would ask it for frames without end, at the cost of a
+// processor. The container has that network again when it is started again. false: there is nobody to tell yet.
+func (n *Node) lost(endpoint string) bool {
+	for _, c := range n.all() {
+		for _, l := range c.snapshot().Links {
+			if l.Endpoint == nil || l.Endpoint.ID != endpoint {
+				continue
+			}
+			r, err := c.current()
+			if err != nil {
+				return false
+			}
+			n.options.Log.Warn("somebody has deleted the interface of a container: restart it", "container", c.id, "network", l.Name, "interface", l.Endpoint.TAP)
+			ctx, cancel := context.WithTimeout(n.ctx, attachLimit)
+			defer cancel()
+			if err := r.vm.CutNIC(ctx, l.Slot); err != nil {
+				n.options.Log.Error("part a machine from its interface", "container", c.id, "err", err)
+			}
+			return true
+		}
+	}
+	return false
+}
+
 // matchLinks returns a record's links with their endpoints as the networks have them, and those that the record lacks.
 func (n *Node) matchLinks(rec record) (links, gone []link, err error) {
 	links = slices.Clone(rec.Links)

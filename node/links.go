@@ -367,7 +367,7 @@ func (n *Node) openNetworks(ctx context.Context) {
 		return
 	}
 	// Each kind has a state of its own: what the one keeps, the other could not make.
-	o := network.Options{Dir: filepath.Join(n.options.Root, "networks"), Log: n.options.Log, SpareTAPs: 2 * nicSlots}
+	o := network.Options{Dir: filepath.Join(n.options.Root, "networks"), Log: n.options.Log, SpareTAPs: 2 * nicSlots, Lost: n.lost}
 	if o.Streams = n.options.Streams || os.Geteuid() != 0; o.Streams {
 		o.Dir = filepath.Join(n.options.Root, "streams")
 	}

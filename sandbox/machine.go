@@ -55,6 +55,15 @@ func (s *Sandbox) DialNIC(ctx context.Context, nic int) (net.Conn, error) {
 	return v.DialNIC(ctx, nic)
 }
 
+// CutNIC parts a network interface from its TAP (vm.NICCutter).
+func (s *Sandbox) CutNIC(ctx context.Context, nic int) error {
+	v, ok := s.vm.(vm.NICCutter)
+	if !ok {
+		return api.Errorf(api.CodeUnsupported, "this virtual machine monitor cannot part an interface from its TAP")
+	}
+	return v.CutNIC(ctx, nic)
+}
+
 // Snapshot saves the sandbox in dir; it must have no containers and no disks. Kill is all that can be done with it then.
 func (s *Sandbox) Snapshot(ctx context.Context, dir string) error {
 	v, ok := s.vm.(vm.Snapshotter)

@@ -173,6 +173,14 @@ type Streamer interface {
 	DialNIC(ctx context.Context, nic int) (net.Conn, error)
 }
 
+// NICCutter is a VM whose interfaces can be parted from their TAPs.
+type NICCutter interface {
+	// CutNIC parts the interface with this index from its TAP for as long as the VM lives: what its guest sends is lost. It is
+	// for a TAP that somebody has deleted, which a monitor may otherwise ask for frames without end. Idempotent.
+	// ErrInvalid when the interface has no TAP; ErrExited.
+	CutNIC(ctx context.Context, nic int) error
+}
+
 // Ballooner is a VM that gives memory back. No driver has one yet; package vm/qemu tells why.
 type Ballooner interface {
 	// Balloon asks the guest to have only so many bytes of its memory; it does so as far and as fast as it can. Pages

@@ -5,11 +5,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // serve is a container's command that serves /x, which says what, on port 80.
@@ -263,4 +267,71 @@ func askMany(t *testing.T, url string, requests int) {
 		})
 	}
 	askers.Wait()
+}
+
+// A container whose interface somebody deletes by hand goes on, its machine lets go of the dead one, and a restart gives it
+// another.
+func TestDeletedInterface(t *testing.T) {
+	c := inOwn(t)
+	c.ok(t, "network", "create", "web")
+	c.ok(t, append([]string{"run", "-d", "--name", "server", "--network", "web", "-p", "80"}, serve("again")...)...)
+	_, port, err := net.SplitHostPort(strings.Fields(c.ok(t, "port", "server", "80"))[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	fetch(t, net.JoinHostPort("127.0.0.1", port))
+	pid := c.ok(t, "inspect", "-f", "{{.State.Pid}}", "server")
+	mac := c.ok(t, "inspect", "-f", "{{.NetworkSettings.Networks.web.MacAddress}}", "server")
+	tap := ""
+	open := tapsOf(t, pid)
+	for _, name := range open {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if link.Attrs().MasterIndex != 0 {
+			tap = name
+			if err := netlink.LinkDel(link); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if tap == "" {
+		t.Fatalf("none of %v is on a bridge", open)
+	}
+	for end := time.Now().Add(time.Minute); len(tapsOf(t, pid)) == len(open); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the machine still has %s open", tap)
+		}
+	}
+	if got := c.ok(t, "exec", "server", "cat", "/w/x"); got != "again" {
+		t.Errorf("the container says %q", got)
+	}
+	c.ok(t, "restart", "-t", "0", "server")
+	if got := c.ok(t, "inspect", "-f", "{{.NetworkSettings.Networks.web.MacAddress}}", "server"); got != mac {
+		t.Errorf("its address was %s and is %s", mac, got)
+	}
+	if _, port, err = net.SplitHostPort(strings.Fields(c.ok(t, "port", "server", "80"))[0]); err != nil {
+		t.Fatal(err)
+	}
+	if got := fetch(t, net.JoinHostPort("127.0.0.1", port)); got != "again" {
+		t.Errorf("after the restart: %q", got)
+	}
+}
+
+// tapsOf are the TAPs that a process has open.
+func tapsOf(t *testing.T, pid string) (names []string) {
+	t.Helper()
+	infos, err := filepath.Glob("/proc/" + pid + "/fdinfo/*")
+	if err != nil || len(infos) == 0 {
+		t.Fatalf("process %s: %v", pid, err)
+	}
+	for _, path := range infos {
+		b, _ := os.ReadFile(path) // or it is closed
+		if _, name, ok := strings.Cut(string(b), "iff:\t"); ok {
+			name, _, _ = strings.Cut(name, "\n")
+			names = append(names, name)
+		}
+	}
+	return names
 }

@@ -247,6 +247,22 @@ func (m *machine) DialNIC(ctx context.Context, nic int) (net.Conn, error) {
 	return conn, nil
 }
 
+// CutNIC implements vm.NICCutter. QEMU has no way to connect the interface again.
+func (m *machine) CutNIC(ctx context.Context, nic int) error {
+	if nic < 0 || nic >= len(m.nics) || m.nics[nic].TAP == "" {
+		return fmt.Errorf("%w: interface %d has no TAP", vm.ErrInvalid, nic)
+	}
+	err := m.mon.run(ctx, "netdev_del", map[string]any{"id": netdevID(nic)})
+	var refused *monitorError
+	if errors.As(err, &refused) && refused.Class == "DeviceNotFound" {
+		return nil // it was cut before
+	}
+	if err != nil {
+		return fmt.Errorf("cut interface %d of VM %s: %w", nic, m.id, err)
+	}
+	return nil
+}
+
 // dial connects to a socket that QEMU listens at. It takes one connection at a time; the next one waits until it sees
 // the end of the one before, which this is.
 func (m *machine) dial(ctx context.Context, socket string) (net.Conn, error) {

@@ -39,6 +39,7 @@ func (s *suite) testNetwork(t *testing.T) {
 	testNowhere(t, client, 0)
 	t.Run("Stream", func(t *testing.T) { testStream(t, m, client, 1) })
 	t.Run("TAP", func(t *testing.T) { testTAP(t, client, device, 2) })
+	t.Run("Cut", func(t *testing.T) { testCut(t, m, client, device, 2) })
 }
 
 // checkNICs checks that the guest has the interfaces that c says, and no others.
@@ -77,6 +78,25 @@ func testTAP(t *testing.T, client *wire.Client, device *tap, slot int) {
 		t.Skip("only root makes TAP devices")
 	}
 	testFrames(t, client, device, slot)
+}
+
+// testCut parts an interface from its TAP; the VM goes on.
+func testCut(t *testing.T, m *machine, client *wire.Client, device *tap, slot int) {
+	v, ok := m.VM.(vm.NICCutter)
+	if !ok || device == nil {
+		t.Skip("the driver has no NICCutter, or only root makes TAP devices")
+	}
+	for range 2 {
+		if err := v.CutNIC(within(t), slot); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testNowhere(t, client, slot)
+	for _, other := range []int{-1, 0, vm.MaxNICs} {
+		if err := v.CutNIC(within(t), other); !errors.Is(err, vm.ErrInvalid) {
+			t.Errorf("cut interface %d: %v, want ErrInvalid", other, err)
+		}
+	}
 }
 
 // testStream exchanges frames over a stream, and again over another one.
