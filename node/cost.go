@@ -23,7 +23,7 @@ type Cost struct {
 	HostCPU       int64  `json:"hostCPU"`
 }
 
-// ContainerCost tells what a running container uses and costs. Conflict when it does not run.
+// ContainerCost tells what a running container uses and costs. Of a machine that is shared, its owner has all costs. Conflict when it does not run.
 func (n *Node) ContainerCost(ctx context.Context, name string) (Cost, error) {
 	c, err := n.find(name)
 	if err != nil {
@@ -44,6 +44,9 @@ func (n *Node) ContainerCost(ctx context.Context, name string) (Cost, error) {
 			return Cost{}, fmt.Errorf("cost of container %s: %w", c.id, ending(c, err))
 		}
 		out.GuestMemory, out.GuestCPU = int64(s.MemoryBytes), int64(s.CPUNanos)
+	}
+	if r.owner != nil { // the machine is counted once
+		return out, nil
 	}
 	host, err := n.costOf(out.PID)
 	select {
