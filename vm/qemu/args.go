@@ -122,7 +122,7 @@ func (l *launch) processor() []string {
 	}
 	// Without a bound, translated code alone can take hundreds of megabytes. A restored guest that has run one
 	// container has 31 MiB of it; when the bound is reached QEMU forgets all. With 16 MiB the way there takes half as much
-	// processor time again, with 10 twice as much.
+	// processor time again, with 10 as much again.
 	code := cmp.Or(l.code, codeCache)
 	// TCG does "rep movsb" and "rep stosb" byte by byte: without the bits that call them fast (erms, fsrm) the guest's kernel
 	// and C libraries copy and clear by words and vectors.
