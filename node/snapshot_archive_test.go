@@ -222,6 +222,7 @@ func TestBadSnapshotArchive(t *testing.T) {
 			"disk size":  func(a *archiveHead) { a.Snapshot.Source.HostConfig.StorageOpt = map[string]string{"size": "16m"} },
 			"networks":   func(a *archiveHead) { a.Snapshot.Source.Links = []link{{Name: "a"}, {Name: "a"}} },
 			"a network":  func(a *archiveHead) { a.Snapshot.Source.Links = []link{{Name: "../a"}} },
+			"sharing":    func(a *archiveHead) { a.Snapshot.Source.HostConfig.NetworkMode = "container:other" },
 			"devices": func(a *archiveHead) {
 				a.Snapshot.Source.HostConfig.Devices = []container.DeviceMapping{{PathOnHost: "/dev/sda", PathInContainer: "/dev/sda"}}
 			},

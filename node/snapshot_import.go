@@ -202,6 +202,8 @@ func (n *Node) portable(m namedManifest) (out namedManifest, err error) {
 		return out, invalid("invalid ids: image %q, container %q", s.ImageID, m.Guest)
 	case !namePattern.MatchString(name) || len(name) > 1024:
 		return out, invalid("invalid name of a container: %q", name)
+	case s.HostConfig.NetworkMode.IsContainer() || s.HostConfig.IpcMode.IsContainer() || s.HostConfig.PidMode.IsContainer():
+		return out, conflict("its container shares something with another container, which is not in it")
 	case c.CPUs < 1 || c.CPUs > n.settings.MaxCPUs:
 		return out, conflict("its machine has %d CPUs, and this host %d", c.CPUs, n.settings.MaxCPUs)
 	case c.Memory < vm.MinMemory || c.Memory > vm.MaxMemory || c.Memory%(1<<20) != 0 || len(c.NICs) != nicSlots || len(c.Disks) > maxLayers+1:
