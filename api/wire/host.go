@@ -89,7 +89,7 @@ func handshake(conn io.ReadWriter, token Token) error {
 		}
 	}
 	if v := binary.BigEndian.Uint32(window[8:]); v != api.ProtocolVersion {
-		return fmt.Errorf("%w: %d, not %d", ErrVersion, v, api.ProtocolVersion)
+		return fmt.Errorf("%w: %d, not %d; the guest must be of the same build as the program", ErrVersion, v, api.ProtocolVersion)
 	}
 	return nil
 }
