@@ -143,3 +143,62 @@ func TestMoving(t *testing.T) {
 	g.Configure(e.MAC, e.MTU, []netip.Prefix{e.IPv4}, []netip.Addr{e.Gateway4})
 	reaches(t, g, port7(eb.IPv4.Addr()), "b")
 }
+
+// TestHostWithoutIPv6: networks and ports are there, of IPv4; who asks for IPv6 is told why not.
+func TestHostWithoutIPv6(t *testing.T) {
+	nettest.NeedRoot(t)
+	set := func(value string) {
+		for _, name := range []string{"all", "default"} {
+			if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/disable_ipv6", []byte(value), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	set("1")
+	t.Cleanup(func() { set("0") })
+	h := newHouse(t)
+	if _, err := h.Create(context.Background(), Spec{Name: "six", IPv6: true}); !errors.Is(err, ErrInvalid) || err.Error() != "IPv6 is switched off on this host" {
+		t.Errorf("a network of IPv6: %v", err)
+	}
+	h.create(Spec{Name: "n"})
+	a, ea := h.guest(EndpointSpec{Network: "n", Name: "a", Ports: []PortSpec{{Protocol: "tcp", Host: 8080, Container: 7}, {Protocol: "udp", Host: 8080, Container: 7}}})
+	b, _ := h.guest(EndpointSpec{Network: "n", Name: "b"})
+	listen(t, a, "a")
+	if len(ea.Ports) != 2 {
+		t.Errorf("ports: %v", ea.Ports)
+	}
+	reaches(t, here{}, netip.MustParseAddrPort("127.0.0.1:8080"), "a")
+	reaches(t, b, port7(ea.IPv4.Addr()), "a")
+	if r := h.reopen(ea.Sandbox, "sandbox-b"); len(r.Made)+len(r.Removed)+len(r.Lost) > 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestPoolsRunOut: where the pools have no subnet left, the error says so, and what was made stays.
+func TestPoolsRunOut(t *testing.T) {
+	nettest.NeedRoot(t)
+	n, err := Open(context.Background(), Options{Dir: t.TempDir(), Upstreams: []netip.AddrPort{}, Pools: []Pool{{netip.MustParsePrefix("10.61.0.0/23"), 24}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(n.Reset(context.Background()), n.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, name := range []string{"one", "two"} {
+		if _, err := n.Create(context.Background(), Spec{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = n.Create(context.Background(), Spec{Name: "three"})
+	if !errors.Is(err, ErrExhausted) || err.Error() != "all predefined address pools have been fully subnetted" {
+		t.Errorf("a third network of two subnets: %v", err)
+	}
+	if err := n.Remove(context.Background(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Create(context.Background(), Spec{Name: "three"}); err != nil {
+		t.Errorf("in the place of one that was removed: %v", err)
+	}
+}
