@@ -24,9 +24,15 @@ type Network struct {
 func Networks(hc *container.HostConfig, nc *network.NetworkingConfig) ([]Network, error) {
 	mode := hc.NetworkMode
 	if mode.IsNone() || mode.IsContainer() {
-		for name := range nc.EndpointsConfig {
-			if name != string(mode) {
+		for name, s := range nc.EndpointsConfig {
+			switch {
+			case name != string(mode):
 				return nil, invalid("conflicting options: a container with network mode %q cannot be connected to network %q", mode, name)
+			case s == nil:
+			case len(s.MacAddress) > 0:
+				return nil, invalid("conflicting options: mac-address and the network mode")
+			case s.IPAMConfig != nil && (s.IPAMConfig.IPv4Address.IsValid() || s.IPAMConfig.IPv6Address.IsValid()):
+				return nil, invalid("user specified IP address is supported on user defined networks only")
 			}
 		}
 		return nil, nil
