@@ -44,8 +44,11 @@ func TestJournal(t *testing.T) {
 		if n > 0 && rand.IntN(3) == 0 || int(uint64(len(got))-j.base) > api.OutputRing/2 {
 			j.acknowledge(uint64(len(got) - rand.IntN(n)))
 		}
-		if len(j.ring) > api.OutputRing {
-			t.Fatalf("the ring has %d bytes", len(j.ring))
+		j.mu.Lock()
+		ring := len(j.ring)
+		j.mu.Unlock()
+		if ring > api.OutputRing {
+			t.Fatalf("the ring has %d bytes", ring)
 		}
 	}
 	if !bytes.Equal(got, want.Bytes()) {
