@@ -22,9 +22,9 @@ func testExitCodes(t *testing.T, v *testVM, box []api.Disk) {
 	ref := api.ProcessRef{ID: "sleeper"}
 	for _, sig := range []int{9, 15} {
 		v.call(api.MethodCreate, &api.CreateRequest{ID: "sleeper", Rootfs: api.Rootfs{Layers: box},
-			Spec: dockerSpec("sh", "-c", "trap 'exit 143' TERM; sleep 100 & wait")}, nil)
+			Spec: dockerSpec("sh", "-c", "trap 'exit 143' TERM; sleep 100 & echo; wait")}, nil)
 		v.call(api.MethodStart, ref, nil)
-		time.Sleep(200 * time.Millisecond)
+		v.firstOutput(ref) // before its trap is set, it is deaf
 		v.call(api.MethodSignal, api.SignalRequest{ProcessRef: ref, Signal: sig}, nil)
 		var s api.ExitStatus
 		v.call(api.MethodWait, ref, &s)

@@ -270,6 +270,22 @@ func (v *testVM) output(ref api.ProcessRef) (stdout, stderr []byte) {
 	return out, errs
 }
 
+// firstOutput returns when a process has written something.
+func (v *testVM) firstOutput(ref api.ProcessRef) {
+	v.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	s, err := v.client.Stream(ctx, api.MethodOutput, api.OutputRequest{ProcessRef: ref}, nil)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	defer s.Close()
+	s.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := s.Read(make([]byte, 1)); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
 // newc writes a cpio archive of executables.
 func newc(files map[string][]byte) []byte {
 	var b bytes.Buffer
