@@ -189,6 +189,10 @@ type CreateRequest struct {
 	StdinOpen bool `json:"stdinOpen,omitempty"`
 	// Prepared names a prepared container that becomes this one. The request is then the second half of Split.
 	Prepared string `json:"prepared,omitempty"`
+	// Park, of a MethodPrepare, makes the container's first process, too, with the filter if there is one: nothing of it is told
+	// what to run before MethodStart or MethodRun. It is for processes with neither a terminal nor Init nor no_new_privs, and
+	// with filters that let pass what comes between the filter and the program.
+	Park bool `json:"park,omitempty"`
 	// Configure is applied first, as MethodConfigure does.
 	Configure *ConfigureRequest `json:"configure,omitempty"`
 }

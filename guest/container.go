@@ -29,6 +29,7 @@ type container struct {
 	cgroup *cgroup
 	nodes  []string       // block devices that it holds
 	later  []launch.Mount // for the first process to make
+	parked *parkedProcess // the first process, when it has been made ahead; nil otherwise
 	disks  map[string]string
 	given  givenFiles
 
@@ -68,6 +69,9 @@ func (a *Agent) prepare(r *api.CreateRequest) error {
 		return err
 	}
 	c, err := a.build(r)
+	if err == nil && r.Park {
+		err = c.park()
+	}
 	return c.settle(prepared, err)
 }
 
@@ -354,6 +358,9 @@ func (c *container) release() error {
 		p.forget()
 	}
 	c.given.close()
+	if c.parked != nil {
+		c.parked.leave(c.agent.mountNS) // cgroup.kill has ended it, if nothing has before
+	}
 	if c.thread != nil {
 		c.thread.leave(c.agent.mountNS)
 	}

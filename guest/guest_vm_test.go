@@ -80,6 +80,9 @@ func (v *testVM) create(r *api.CreateRequest) error {
 	}
 	first, rest := r.Split()
 	first.ID, rest.Prepared = "prepared", "prepared"
+	if first.Park = !r.Init && !r.Spec.Process.Terminal && !r.Spec.Process.NoNewPrivileges; first.Park {
+		first.Seccomp = r.Seccomp
+	}
 	if err := v.try(api.MethodPrepare, first, nil); err != nil {
 		return err
 	}

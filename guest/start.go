@@ -89,6 +89,9 @@ func (c *container) joinFirst() error {
 // spawn starts the process in the container's cgroup. A container that has split its cgroup into children cannot take
 // processes at the top; they go where its first process is.
 func (c *container) spawn(s *launch.Spec) (pid, pidfd int, err error) {
+	if c.parked != nil && c.init == nil {
+		return c.parked.start(s)
+	}
 	s.Cgroup = c.cgroup.fd
 	pid, pidfd, err = launch.Start(s)
 	if errors.Is(err, unix.ENOMEM) && !s.NewPID && c.init.dead() {

@@ -36,6 +36,10 @@ func (c *ctr) preparation(p *plan) *pool.Preparation {
 		return nil
 	}
 	first, _ := p.request.Split()
+	process := p.request.Spec.Process
+	if first.Park = !p.request.Init && !process.Terminal && !process.NoNewPrivileges; first.Park && runspec.DefaultFilter(&p.rec.HostConfig) {
+		first.Seccomp = p.request.Seccomp
+	}
 	var layers []vm.Disk
 	for _, d := range p.config.VM.Disks {
 		if d.ReadOnly {
@@ -46,7 +50,8 @@ func (c *ctr) preparation(p *plan) *pool.Preparation {
 		Layers  []vm.Disk
 		Scratch int64
 		Request api.CreateRequest
-	}{layers, size, first})
+		Seccomp []byte // which is not in the JSON of a request
+	}{layers, size, first, first.Seccomp})
 	if err != nil {
 		return nil
 	}

@@ -102,12 +102,23 @@ func build(s *Spec) *program {
 	p := &program{}
 	p.add("setsid", unix.SYS_SETSID)
 	p.stdio(s)
+	p.places(s)
+	p.rest(s)
+	return p
+}
+
+// places makes the process's own cgroup namespace and mounts.
+func (p *program) places(s *Spec) {
 	if s.NewCgroup {
 		p.add("unshare cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	for i := range s.Mounts {
 		p.mount(&s.Mounts[i])
 	}
+}
+
+// rest is what follows the namespaces and the descriptors: who the process is, and what it runs.
+func (p *program) rest(s *Spec) {
 	if s.OOMScoreAdj != nil {
 		p.writeFile("set oom_score_adj", s.Proc, "self/oom_score_adj", strconv.Itoa(*s.OOMScoreAdj))
 	}
@@ -138,7 +149,6 @@ func build(s *Spec) *program {
 	} else {
 		p.add("exec", unix.SYS_EXECVE, p.str(s.Path), p.strs(s.Args), p.strs(s.Env))
 	}
-	return p
 }
 
 // stdio puts the three descriptors in place and lets exec close all others.

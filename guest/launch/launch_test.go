@@ -14,6 +14,12 @@ import (
 // start runs s with its output in a pipe and returns what it said and how it ended.
 func start(t *testing.T, s *Spec) (string, unix.WaitStatus) {
 	t.Helper()
+	return startBy(t, Start, s)
+}
+
+// startBy is start by means of something that does as Start.
+func startBy(t *testing.T, begin func(*Spec) (pid, pidfd int, err error), s *Spec) (string, unix.WaitStatus) {
+	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +36,7 @@ func start(t *testing.T, s *Spec) (string, unix.WaitStatus) {
 	}
 	defer unix.Close(proc)
 	s.Proc = proc
-	pid, pidfd, err := Start(s)
+	pid, pidfd, err := begin(s)
 	w.Close()
 	if err != nil {
 		r.Close()

@@ -42,6 +42,12 @@ func parseSecurity(hc *container.HostConfig) (security, error) {
 	return s, nil
 }
 
+// DefaultFilter tells whether a container has the seccomp filter that docker gives where nothing is said, or none.
+func DefaultFilter(hc *container.HostConfig) bool {
+	s, err := parseSecurity(hc)
+	return err == nil && s.seccomp == ""
+}
+
 func (s *security) set(key, value, opt string) error {
 	switch key {
 	case "no-new-privileges", "writable-cgroups":

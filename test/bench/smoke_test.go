@@ -18,8 +18,8 @@ func TestSmoke(t *testing.T) {
 		t.Skip(err)
 	}
 	only, rows := "cli,exec,logs,run,idle,crowd", []string{
-		"command line: ps", "exec of true", "logs: 1000 lines read", "run --rm busybox true, pool hit",
-		"run --rm busybox true, pool hit, bridge", "run --rm busybox true, restored", "private memory of an idle sandbox",
+		"command line: ps", "exec of true", "logs: 1000 lines read", "run --rm busybox true, prepared pool hit", "run --rm busybox true, plain pool hit",
+		"run --rm busybox true, prepared pool hit, bridge", "run --rm busybox true, restored", "private memory of an idle sandbox",
 		"2 containers at once, all answering",
 	}
 	if _, err := exec.LookPath("wrk"); err == nil { // make bench installs it
