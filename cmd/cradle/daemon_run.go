@@ -127,18 +127,25 @@ func summonHandler(n *node.Node) http.Handler {
 			dockerapi.WriteError(w, err)
 			return
 		}
-		begun := false
-		err = n.Summon(r.Context(), r.URL.Query().Get("image"), platform, func() {
-			begun = true
-			w.Header().Set("Content-Type", "application/x-tar")
-			w.WriteHeader(http.StatusOK)
-		}, w)
-		switch {
-		case err != nil && !begun:
-			dockerapi.WriteError(w, err)
-		case err != nil:
-			// The answer has begun: breaking it off is the one way left to say that it is not whole.
-			panic(http.ErrAbortHandler)
-		}
+		answerTar(w, func(begin func()) error {
+			return n.Summon(r.Context(), r.URL.Query().Get("image"), platform, begin, w)
+		})
 	})
+}
+
+// answerTar answers with the archive that write writes to w, which calls begin before the first byte.
+func answerTar(w http.ResponseWriter, write func(begin func()) error) {
+	begun := false
+	err := write(func() {
+		begun = true
+		w.Header().Set("Content-Type", "application/x-tar")
+		w.WriteHeader(http.StatusOK)
+	})
+	switch {
+	case err != nil && !begun:
+		dockerapi.WriteError(w, err)
+	case err != nil:
+		// The answer has begun: breaking it off is the one way left to say that it is not whole.
+		panic(http.ErrAbortHandler)
+	}
 }

@@ -117,19 +117,7 @@ func newPolicyInspect(docker command.Cli, d *daemonDialer) *cobra.Command {
 		Short: "Tell of containers' policies and what has passed them, in JSON",
 		Args:  cli.RequiresMinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list := []api.ContainerNetworkPolicy{}
-			var errs []error
-			for _, name := range args {
-				var p api.ContainerNetworkPolicy
-				if err := readJSON(cmd, d, "networks/policies/"+url.PathEscape(name), &p); err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				list = append(list, p)
-			}
-			e := json.NewEncoder(docker.Out())
-			e.SetIndent("", "    ")
-			return errors.Join(append(errs, e.Encode(list))...)
+			return inspectEach[api.ContainerNetworkPolicy](cmd, docker, d, args, "networks/policies/")
 		},
 		DisableFlagsInUseLine: true,
 	}

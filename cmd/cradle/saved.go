@@ -104,3 +104,20 @@ func each(cmd *cobra.Command, docker command.Cli, d *daemonDialer, names []strin
 	}
 	return errors.Join(errs...)
 }
+
+// inspectEach prints, as a JSON list, what a GET of the path and each name answers.
+func inspectEach[T any](cmd *cobra.Command, docker command.Cli, d *daemonDialer, names []string, path string) error {
+	list := []T{}
+	var errs []error
+	for _, name := range names {
+		var one T
+		if err := readJSON(cmd, d, path+url.PathEscape(name), &one); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		list = append(list, one)
+	}
+	e := json.NewEncoder(docker.Out())
+	e.SetIndent("", "    ")
+	return errors.Join(append(errs, e.Encode(list))...)
+}

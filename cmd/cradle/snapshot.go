@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -132,19 +131,7 @@ func newSnapshotInspect(docker command.Cli, d *daemonDialer) *cobra.Command {
 		Short: "Tell of snapshots, in JSON",
 		Args:  cli.RequiresMinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			list := []node.NamedSnapshot{}
-			var errs []error
-			for _, name := range args {
-				var s node.NamedSnapshot
-				if err := askSnapshots(cmd, d, http.MethodGet, "/"+url.PathEscape(name), nil, &s); err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				list = append(list, s)
-			}
-			e := json.NewEncoder(docker.Out())
-			e.SetIndent("", "    ")
-			return errors.Join(append(errs, e.Encode(list))...)
+			return inspectEach[node.NamedSnapshot](cmd, docker, d, args, "snapshots/")
 		},
 		DisableFlagsInUseLine: true,
 	}

@@ -53,18 +53,8 @@ func addSnapshotHandlers(mux *http.ServeMux, n *node.Node) {
 // exportHandler streams a snapshot as an archive; without its image if asked for image=false.
 func exportHandler(n *node.Node) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		begun := false
-		err := n.SnapshotExport(r.Context(), r.PathValue("name"), r.URL.Query().Get("image") != "false", func() {
-			begun = true
-			w.Header().Set("Content-Type", "application/x-tar")
-			w.WriteHeader(http.StatusOK)
-		}, w)
-		switch {
-		case err != nil && !begun:
-			dockerapi.WriteError(w, err)
-		case err != nil:
-			// The answer has begun: breaking it off is the one way left to say that it is not whole.
-			panic(http.ErrAbortHandler)
-		}
+		answerTar(w, func(begin func()) error {
+			return n.SnapshotExport(r.Context(), r.PathValue("name"), r.URL.Query().Get("image") != "false", begin, w)
+		})
 	}
 }

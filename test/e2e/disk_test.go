@@ -119,12 +119,11 @@ func TestStateDiskFillsUp(t *testing.T) {
 	if got := c.ok(t, "exec", "printer", "echo", "alive"); got != "alive" {
 		t.Errorf("the printer says %q", got)
 	}
-	during := c.counted(t, "printer")
 	free()
 	if got := c.ok(t, "run", "--rm", "busybox", "echo", "again"); got != "again" {
 		t.Errorf("afterwards a container says %q", got)
 	}
-	during = c.counted(t, "printer")
+	during := c.counted(t, "printer")
 	last := during[len(during)-1]
 	for began := time.Now(); during[len(during)-1] < last+5; during = c.counted(t, "printer") {
 		if time.Since(began) > commandLimit {
