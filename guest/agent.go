@@ -8,6 +8,9 @@
 // thread, so whatever an image contains, no path leads out of it. Its processes are cloned from that thread by
 // package launch. Nothing of a container is ever mounted in the agent's own mount namespace, so that when its
 // processes and its thread have gone, the kernel has let go of its disks.
+//
+// All of that may come before anybody wants the container (MethodPrepare): even its first process may be there (park.go) and
+// wait to be told what to run. MethodCreate and MethodRun then do what is left: names, files, credentials, the program.
 package guest
 
 import (
