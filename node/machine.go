@@ -107,6 +107,9 @@ func (c *ctr) boot(ctx context.Context, config sandbox.Config, undo *undoStack) 
 		return nil, err
 	}
 	undo.push("virtual machine", machine.Kill)
+	if n := machine.Boots(); n > 1 {
+		c.node.options.Log.Warn("the guest came up without a timer, the host being busy, and was booted again", "container", c.id, "boots", n)
+	}
 	return machine, nil
 }
 

@@ -39,10 +39,6 @@ var (
 	ErrNonsense = errors.New("the guest's agent answers nonsense")
 )
 
-// BootTimeout bounds how long a guest may take from power-on to its agent's first answer. Software emulation on a
-// loaded host needs seconds; a guest that needs more than this never comes.
-const BootTimeout = 90 * time.Second
-
 // Config is all that makes a sandbox. It is plain data: a daemon stores it and hands it to Attach after a restart.
 type Config struct {
 	VM       vm.Config
@@ -65,24 +61,12 @@ type Sandbox struct {
 
 	mu     sync.Mutex
 	client *wire.Client // nil before the first session
+
+	boots int // see Boots; written before anybody else has the sandbox
 }
 
 func newSandbox(c Config, machine vm.VM) *Sandbox {
 	return &Sandbox{config: c, vm: machine, dialing: make(chan struct{}, 1)}
-}
-
-// Start boots a VM and returns when its agent is configured. ctx bounds the call, as BootTimeout does. On error
-// nothing is left behind but the files of c.VM.Dir, and the error carries what the guest's console said last.
-func Start(ctx context.Context, driver vm.Driver, c Config) (*Sandbox, error) {
-	machine, err := driver.Start(ctx, c.VM)
-	if err != nil {
-		return nil, fmt.Errorf("start virtual machine: %w", err)
-	}
-	s := newSandbox(c, machine)
-	if err := s.bringUp(ctx, c.Token); err != nil {
-		return nil, errors.Join(err, s.Kill())
-	}
-	return s, nil
 }
 
 // Restore is Start from saved state, whose agent knows the token known. It gets c's, fresh entropy, the time and a

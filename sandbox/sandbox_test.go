@@ -72,6 +72,50 @@ func TestBootThatNeverAnswers(t *testing.T) {
 	})
 }
 
+// A guest whose kernel has lost its timer is powered on again, as one that only says nothing is not.
+func TestBootWithoutTimer(t *testing.T) {
+	const lost = "PCI: none\nAPIC frequency too slow, disabling apic timer\nand so on\n"
+	for _, tc := range []struct {
+		name        string
+		bad, booted int
+	}{{"never", 0, 1}, {"once", 1, 2}, {"always", 1000, 4}} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {
+				d.Fault(func(m *sandboxtest.Machine, call *wire.Call) bool {
+					if d.Started() > tc.bad {
+						return false
+					}
+					m.Print(lost)
+					return silence(m, call)
+				})
+				begun := time.Now()
+				s, err := sandbox.Start(context.Background(), d, c)
+				if d.Started() != tc.booted {
+					t.Errorf("powered on %d times", d.Started())
+				}
+				if took := time.Since(begun); took > sandbox.BootTimeout/10 {
+					t.Errorf("it took %v", took)
+				}
+				if tc.bad >= tc.booted {
+					if !errors.Is(err, sandbox.ErrTimer) || len(d.Running()) > 0 {
+						t.Errorf("%v; %d machines are left", err, len(d.Running()))
+					}
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if s.Boots() != tc.booted {
+					t.Errorf("it tells of %d boots", s.Boots())
+				}
+				if _, err := s.Ping(context.Background()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 // A guest that answers nobody holds up none but those who wait for it, and each of those no longer than they like.
 func TestHungGuest(t *testing.T) {
 	inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {

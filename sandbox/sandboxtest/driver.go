@@ -148,6 +148,7 @@ type Machine struct {
 	identified []api.IdentifyRequest
 	paused     chan struct{} // closed by Resume; nil when not paused
 	polite     bool          // ended by Shutdown
+	printed    string        // see Print
 	ended      bool
 	err        error
 	done       chan struct{}
@@ -267,7 +268,19 @@ func (m *Machine) Break() {
 }
 
 // Console implements vm.VM.
-func (*Machine) Console(max int) []byte { return []byte("console")[:min(max, len("console"))] }
+func (m *Machine) Console(limit int) []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := append([]byte("console"), m.printed...)
+	return all[max(0, len(all)-limit):]
+}
+
+// Print adds to what the guest's console has printed.
+func (m *Machine) Print(text string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.printed += text
+}
 
 // PID implements vm.VM.
 func (*Machine) PID() int { return 4242 }

@@ -133,13 +133,22 @@ func (l *launch) processor() []string {
 	return args
 }
 
+// loudness is what the kernel prints of its log while it boots: errors; where the emulation's timer can be lost (see
+// sandbox.ErrTimer) warnings as well, of which that is one.
+func (l *launch) loudness() string {
+	if l.accel == vm.AccelTCG {
+		return "loglevel=5"
+	}
+	return "quiet"
+}
+
 // codeCache is how much translated code a guest may have unless its Config says so, in bytes.
 const codeCache = 64 << 20
 
 // kernelWords is the kernel's command line. reboot=t ends QEMU, by a triple fault and -no-reboot, on whatever
 // is not a power-off.
 func (l *launch) kernelWords() []string {
-	words := []string{"console=ttyS0", "reboot=t", "panic=-1", "quiet"}
+	words := []string{"console=ttyS0", "reboot=t", "panic=-1", l.loudness()}
 	// A kernel with dummy interfaces built in makes one at boot, which nobody asked for.
 	words = append(words, "dummy.numdummies=0")
 	// A guest that does nothing is woken by little else than these, and pays for it with processor time of the host's: the
