@@ -359,7 +359,7 @@ func (c *container) release() error {
 	}
 	c.given.close()
 	if c.parked != nil {
-		c.parked.leave(c.agent.mountNS) // cgroup.kill has ended it, if nothing has before
+		c.parked.leave(c.agent.mountNS)
 	}
 	if c.thread != nil {
 		c.thread.leave(c.agent.mountNS)

@@ -106,6 +106,16 @@ func (v *testVM) inBox(layers []api.Disk, change func(*api.CreateRequest), args 
 	return v.runContainer(r)
 }
 
+// testUnused: what is prepared is deleted, its first process being there yet or not.
+func testUnused(t *testing.T, v *testVM, box []api.Disk) {
+	for range 20 {
+		first, _ := (&api.CreateRequest{Rootfs: api.Rootfs{Layers: box}, Spec: dockerSpec()}).Split()
+		first.ID, first.Park = "unused", true
+		v.call(api.MethodPrepare, first, nil)
+		v.call(api.MethodDelete, api.ProcessRef{ID: first.ID}, nil)
+	}
+}
+
 func TestVM(t *testing.T) {
 	v := startVM(t, "256M")
 	var ping api.PingResult
@@ -126,6 +136,7 @@ func TestVM(t *testing.T) {
 		{"prepared environment", prepared(testEnvironment)}, {"prepared users", prepared(testUsers)},
 		{"prepared mounts", prepared(testMounts)}, {"prepared hostile", prepared(testHostile)},
 		{"prepared upper", prepared(testUpper)}, {"prepared devices", prepared(testDevices)}, {"prepared refused", prepared(testRefused)},
+		{"prepared unused", testUnused},
 		{"exit codes", testExitCodes}, {"errors", testStartErrors}, {"environment", testEnvironment},
 		{"users", testUsers}, {"exec", testExec}, {"terminal", testTerminal}, {"stdin", testStdin},
 		{"limits", testLimits}, {"mounts", testMounts}, {"hostile", testHostile}, {"init", testInit},

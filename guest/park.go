@@ -38,11 +38,12 @@ func (c *container) park() error {
 		return err
 	}
 	p := &parkedProcess{thread: newThread(), filter: c.req.Seccomp}
-	c.parked = p
-	p.Parked = launch.Park(&launch.Spec{NewPID: true, NewCgroup: true, Cgroup: c.cgroup.fd, Mounts: c.later, Seccomp: p.filter})
 	if err := p.thread.do(func() error { return joinSpaces(spaces) }); err != nil {
+		p.thread.leave(c.agent.mountNS)
 		return err
 	}
+	p.Parked = launch.Park(&launch.Spec{NewPID: true, NewCgroup: true, Cgroup: c.cgroup.fd, Mounts: c.later, Seccomp: p.filter})
+	c.parked = p
 	go p.thread.do(func() error { p.Run(); return nil })
 	return nil
 }
@@ -71,5 +72,9 @@ func (p *parkedProcess) start(s *launch.Spec) (pid, pidfd int, err error) {
 	return p.Start(s)
 }
 
-// leave ends the thread, once the process is not parked any more.
-func (p *parkedProcess) leave(home int) { p.thread.leave(home) }
+// leave ends the process, if it is still parked, and the thread. That the container's cgroup has been killed is not enough:
+// the process may not have been there yet.
+func (p *parkedProcess) leave(home int) {
+	p.End()
+	p.thread.leave(home)
+}

@@ -64,8 +64,28 @@ func (k *Parked) Run() {
 	k.pid, k.err = k.program.spawn(k.args)
 }
 
-// Done is closed when Run has returned.
-func (k *Parked) Done() <-chan struct{} { return k.done }
+// End has the process end, unless Start has made it a program, and returns when it has: also when Run, which must have been
+// called or be about to be, has not made it yet, so that nothing could have killed it. It may be called again.
+func (k *Parked) End() {
+	k.wake() // to do nothing
+	<-k.done
+	k.closeFD()
+}
+
+// wake has the process go on, or not wait at all.
+func (k *Parked) wake() {
+	atomic.StoreUint32(k.word, 1)
+	const wakePrivate = 1 | 128 // FUTEX_WAKE
+	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(k.word)), wakePrivate, 1, 0, 0, 0)
+}
+
+// closeFD closes the descriptor of the process, unless there is none or it is somebody else's.
+func (k *Parked) closeFD() {
+	if *k.fd >= 0 {
+		unix.Close(int(*k.fd))
+		*k.fd = -1
+	}
+}
 
 // Start tells the process what it runs: s is the same as for Park in what Park uses of it, but for the filter, which is
 // only there if it has not been installed. It returns as the function Start does. Once only.
@@ -91,20 +111,16 @@ func (k *Parked) Start(s *Spec) (pid, pidfd int, err error) {
 	for _, l := range q.links {
 		p.steps[k.base+l.from].save = &p.steps[k.base+l.to].args[0]
 	}
-	atomic.StoreUint32(k.word, 1)
-	const wakePrivate = 1 | 128 // FUTEX_WAKE
-	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(k.word)), wakePrivate, 1, 0, 0, 0)
+	k.wake()
 	<-k.done
 	runtime.KeepAlive(q)
 	if k.told == 0 && k.err == nil {
 		k.err = &Error{Step: "wait", Errno: unix.ESRCH} // somebody has killed it
 	}
 	if k.err != nil {
-		if *k.fd >= 0 {
-			unix.Close(int(*k.fd))
-			*k.fd = -1
-		}
+		k.closeFD()
 		return 0, -1, k.err
 	}
-	return k.pid, int(*k.fd), nil
+	pidfd, *k.fd = int(*k.fd), -1
+	return k.pid, pidfd, nil
 }

@@ -2,6 +2,8 @@ package launch
 
 import (
 	"errors"
+	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +18,24 @@ func TestParked(t *testing.T) {
 	s.Dir = "/usr"
 	if out, ws := startBy(t, k.Start, s); out != "1\n4\n" || ws.ExitStatus() != 3 { // ls has one open beside the three
 		t.Errorf("%q %v", out, ws.ExitStatus())
+	}
+}
+
+// A process that is told nothing ends when it is to, before it is there and after.
+func TestParkedEnds(t *testing.T) {
+	asRoot(t)
+	for i := range 50 {
+		k := Park(&Spec{NewPID: true})
+		go k.Run()
+		for i%2 == 1 && atomic.LoadInt32(k.fd) < 0 {
+			runtime.Gosched()
+		}
+		k.End()
+		k.End()
+		if k.err != nil || k.pid == 0 || *k.fd != -1 {
+			t.Errorf("process %d, descriptor %d: %v", k.pid, *k.fd, k.err)
+		}
+		unix.Wait4(k.pid, nil, 0, nil)
 	}
 }
 
