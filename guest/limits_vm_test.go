@@ -45,8 +45,9 @@ func testRefused(t *testing.T, v *testVM, box []api.Disk) {
 }
 
 func testInspect(t *testing.T, v *testVM, box []api.Disk) {
-	ref := v.startBox(&api.CreateRequest{ID: "seen", Rootfs: api.Rootfs{Layers: box}, Spec: dockerSpec("sh", "-c", "sleep 77 & wait")})
-	time.Sleep(300 * time.Millisecond)
+	ref := v.startBox(&api.CreateRequest{ID: "seen", Rootfs: api.Rootfs{Layers: box}, Spec: dockerSpec("sh", "-c",
+		"sleep 77 & until grep -q ^sleep /proc/$!/cmdline; do :; done; echo; wait")})
+	v.firstOutput(ref) // before that, its child is a shell, too
 	var ps api.ProcessesResult
 	v.call(api.MethodProcesses, ref, &ps)
 	if len(ps.Processes) != 2 || ps.Processes[1].Command != "sleep 77" || ps.Processes[1].PPID != ps.Processes[0].PID || ps.Processes[0].Start <= 0 {
