@@ -106,10 +106,10 @@ func (h *crashing) killDaemon() bool {
 	return h.KillDaemon()
 }
 
-// leftovers is what of any container is still there.
+// leftovers is what of any machine is still there when no daemon runs that keeps some ready.
 func (h *crashing) leftovers() []string {
 	var left []string
-	for _, pattern := range []string{"root/containers/*", "run/s/*", "root/scratch/templates/making-*", "root/images/tmp/*"} {
+	for _, pattern := range []string{"root/containers/*", "run/s/*", "root/ready/*", "root/scratch/templates/making-*", "root/images/tmp/*"} {
 		found, _ := filepath.Glob(filepath.Join(h.Dir, pattern))
 		left = append(left, found...)
 	}

@@ -68,10 +68,29 @@ func (h *House) KillDaemon() bool {
 	if pid == 0 || syscall.Kill(pid, syscall.SIGKILL) != nil {
 		return false
 	}
-	for {
-		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err != nil || bytes.Contains(b, []byte(") Z ")) {
-			return true
-		}
+	for !ended(pid) {
 		time.Sleep(time.Millisecond)
 	}
+	return true
+}
+
+// EndDaemon asks the daemon that was started on demand to end, as an administrator would, and returns when it has: what it had
+// kept ready has gone then, too. An error when that takes longer than limit. Nothing happens when there is none.
+func (h *House) EndDaemon(limit time.Duration) error {
+	pid := h.DaemonPID()
+	if pid == 0 || syscall.Kill(pid, syscall.SIGTERM) != nil {
+		return nil
+	}
+	for begun := time.Now(); !ended(pid); time.Sleep(10 * time.Millisecond) {
+		if time.Since(begun) > limit {
+			return fmt.Errorf("the daemon, process %d, has not ended %v after SIGTERM", pid, limit)
+		}
+	}
+	return nil
+}
+
+// ended tells whether a process has let go of its files; its parent may not have come to it yet.
+func ended(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err != nil || bytes.Contains(b, []byte(") Z "))
 }
