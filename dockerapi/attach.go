@@ -115,7 +115,7 @@ func (s *server) containerLogs(c *call) error {
 	err = serve(stdout, stderr)
 	if err != nil && c.w.status != 0 && !clientGone(c.r.Context(), err) {
 		c.log.Error("logs ended", "path", c.r.URL.Path, "error", err)
-		_, _ = io.WriteString(stderr, "Error grabbing logs: "+errorText(err)+"\n")
+		_, _ = io.WriteString(stderr, "Error grabbing logs: "+ErrorText(err)+"\n")
 		return nil
 	}
 	return err

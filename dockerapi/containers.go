@@ -203,7 +203,7 @@ func (s *server) containerWait(c *call) error {
 	case result := <-exit:
 		answer := container.WaitResponse{StatusCode: int64(result.StatusCode)}
 		if result.Err != nil {
-			answer.Error = &container.WaitExitError{Message: errorText(result.Err)}
+			answer.Error = &container.WaitExitError{Message: ErrorText(result.Err)}
 		}
 		return stream.send(answer)
 	}

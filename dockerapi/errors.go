@@ -47,8 +47,8 @@ func errorStatus(err error) (int, error) {
 	return http.StatusInternalServerError, nil
 }
 
-// errorText is the message a client gets: the error's own, less its class's text where that only trails behind.
-func errorText(err error) string {
+// ErrorText is the message a client gets: the error's own, less its class's text where that only trails behind.
+func ErrorText(err error) string {
 	_, class := errorStatus(err)
 	if class == nil {
 		return err.Error()
@@ -66,7 +66,7 @@ func writeError(w http.ResponseWriter, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Del("Content-Length")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(common.ErrorResponse{Message: errorText(err)})
+	_ = json.NewEncoder(w).Encode(common.ErrorResponse{Message: ErrorText(err)})
 }
 
 // clientGone tells whether a request failed only because nobody waits for its answer any more.

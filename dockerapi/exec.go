@@ -79,7 +79,7 @@ func (s *server) execStart(c *call) error {
 		}
 		if err != nil { // docker says it on the standard output
 			c.log.Warn("exec not started", "path", c.r.URL.Path, "error", err)
-			_, _ = io.WriteString(d.Stdout, errorText(err)+"\r\n")
+			_, _ = io.WriteString(d.Stdout, ErrorText(err)+"\r\n")
 			err = nil
 		}
 	}

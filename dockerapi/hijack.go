@@ -92,7 +92,7 @@ func (d *duplex) hungUp(input *inputReader) {
 // finish tells the client that the output has ended, with the error that ended it, and closes the connection.
 func (d *duplex) finish(ctx context.Context, err error) {
 	if err != nil && ctx.Err() == nil {
-		_, _ = io.WriteString(d.Stderr, errorText(err)+"\r\n")
+		_, _ = io.WriteString(d.Stderr, ErrorText(err)+"\r\n")
 	}
 	d.cancel()
 	close(d.done)

@@ -260,8 +260,8 @@ func TestErrorStatus(t *testing.T) {
 		if status, _ := errorStatus(test.err); status != test.status {
 			t.Errorf("%v: %d, want %d", test.err, status, test.status)
 		}
-		if test.text != "" && errorText(test.err) != test.text {
-			t.Errorf("%v reads %q, want %q", test.err, errorText(test.err), test.text)
+		if test.text != "" && ErrorText(test.err) != test.text {
+			t.Errorf("%v reads %q, want %q", test.err, ErrorText(test.err), test.text)
 		}
 	}
 }

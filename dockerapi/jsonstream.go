@@ -68,7 +68,7 @@ func (c *call) progress(work func(Progress) error) error {
 	}
 	if err != nil && !clientGone(c.r.Context(), err) {
 		c.log.Error("request failed", "method", c.r.Method, "path", c.r.URL.Path, "error", err)
-		send(jsonstream.Message{Error: &jsonstream.Error{Message: errorText(err)}})
+		send(jsonstream.Message{Error: &jsonstream.Error{Message: ErrorText(err)}})
 	}
 	return nil
 }

@@ -60,6 +60,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	addSnapshotHandlers(extra, n)
 	addCostHandlers(extra, n)
 	addExecHandler(extra, n)
+	addRunHandler(extra, n)
 	addPolicyHandlers(extra, n)
 	return &service{
 		Handler: dockerapi.New(n, dockerapi.Options{

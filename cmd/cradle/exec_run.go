@@ -1,14 +1,10 @@
 package main
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -40,14 +36,13 @@ func execOnce(n *node.Node, w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	reply := &execReply{w: w}
+	reply := &recordReply{w: w}
 	defer reply.end() // the process may outlive its client, and so does the writing of its output
-	stdout, stderr := execStream{reply, front.Stdout}, execStream{reply, front.Stderr}
+	stdout, stderr := recordStream{reply, front.Stdout}, recordStream{reply, front.Stderr}
 	begun := false
 	begin := func() (dockerapi.Streams, error) { // the answer's head goes with the first record
 		begun = true
-		w.Header().Set("Content-Type", "application/octet-stream")
-		w.Header().Set("Transfer-Encoding", "identity") // bytes until the end of the connection, not chunks
+		reply.setHead()
 		return dockerapi.Streams{Stdout: stdout, Stderr: stderr}, nil
 	}
 	err = n.ExecStart(r.Context(), id, container.ExecStartRequest{}, begin)
@@ -59,41 +54,7 @@ func execOnce(n *node.Node, w http.ResponseWriter, r *http.Request) error {
 		fmt.Fprintf(stdout, "%v\r\n", err) // where docker says it
 	}
 	if state, err := n.ExecInspect(r.Context(), id); err == nil && state.ExitCode != nil {
-		execStream{reply, front.Exit}.Write([]byte{byte(*state.ExitCode)})
+		recordStream{reply, front.Exit}.Write([]byte{byte(*state.ExitCode)})
 	}
 	return nil
-}
-
-// execReply is the answer's body.
-type execReply struct {
-	mu sync.Mutex
-	w  http.ResponseWriter // nil when the answer has ended
-}
-
-func (r *execReply) end() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.w = nil
-}
-
-// execStream writes records of one stream.
-type execStream struct {
-	reply  *execReply
-	stream byte
-}
-
-func (s execStream) Write(p []byte) (int, error) {
-	if len(p) > front.MaxRecord {
-		return 0, errors.New("a record that is too long")
-	}
-	s.reply.mu.Lock()
-	defer s.reply.mu.Unlock()
-	if s.reply.w == nil {
-		return 0, net.ErrClosed
-	}
-	record := binary.BigEndian.AppendUint32([]byte{s.stream, 0, 0, 0}, uint32(len(p)))
-	if _, err := s.reply.w.Write(append(record, p...)); err != nil {
-		return 0, err
-	}
-	return len(p), http.NewResponseController(s.reply.w).Flush()
 }

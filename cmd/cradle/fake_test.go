@@ -91,6 +91,7 @@ type fakeNode struct {
 	mu      sync.Mutex
 	asked   []string
 	created string // the last container's create request
+	name    string // and its name
 	changed string // the last change of the pool, or of a network policy
 }
 
@@ -139,7 +140,7 @@ func (f *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/containers/create":
 		b, _ := io.ReadAll(r.Body)
 		f.mu.Lock()
-		f.created = string(b)
+		f.created, f.name = string(b), r.URL.Query().Get("name")
 		f.mu.Unlock()
 		answer(map[string]any{"Id": id})
 	case path == "/images/create":
@@ -230,14 +231,20 @@ func serveFake(t *testing.T, f *fakeNode) string {
 		f.APIVersion = "1.51"
 	}
 	path := filepath.Join(shortDir(t), socketName)
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listenAt(t, path)
 	server := &http.Server{Handler: f}
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close() })
 	return path
+}
+
+func listenAt(t *testing.T, path string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // shortDir is a temporary directory with a path short enough for sockets, whatever the test's name is.

@@ -90,9 +90,71 @@ func TestExec(t *testing.T) {
 	}
 }
 
+func TestRun(t *testing.T) {
+	const ok = "HTTP/1.1 200 OK\r\nConnection: close\r\nContainer: 4242\r\n\r\n"
+	for name, c := range map[string]struct {
+		answer string
+		code   int
+		done   bool
+		err    string
+	}{
+		"exit code":            {ok + "\x04\x00\x00\x00\x00\x00\x00\x01\x07", 7, true, ""},
+		"no image":             {"HTTP/1.1 404 Not Found\r\n\r\n{}", 0, false, ""},
+		"no id":                {"HTTP/1.1 200 OK\r\n\r\n", 0, false, ""},
+		"an id that is a path": {"HTTP/1.1 200 OK\r\nContainer: ../x\r\n\r\n", 0, false, ""},
+		"it is on its way out": {"", 0, false, ""},
+		"it dies":              {ok + "\x01\x00", 125, true, "lost the cradle daemon: its answer has no end\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			run, asked := daemon(t, c.answer, "")
+			out, err := os.CreateTemp(t.TempDir(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer out.Close()
+			env := map[string]string{"CRADLE_RUN": run, "HOME": run}
+			args := []string{"run", "--rm", "-d", "--network", "none", "--name=a", "-e", "A=", "b/c:1", "sh", "", "-e"}
+			code, done := Run(args, func(k string) string { return env[k] }, 0, out, out)
+			if code != c.code || done != c.done {
+				t.Errorf("code %d, done %v", code, done)
+			}
+			if want, got := "POST /cradle/v1/run  rm\x00detach\x00network=none\x00name=a\x00env=A=\x00\x00b/c:1\x00sh\x00\x00-e", <-asked; got != want {
+				t.Errorf("asked %q, want %q", got, want)
+			}
+			if got, err := os.ReadFile(out.Name()); string(got) != c.err {
+				t.Errorf("it says %q, want %q, %v", got, c.err, err)
+			}
+		})
+	}
+}
+
+// A configuration of docker's, or an environment that has a say, is for docker's library to read.
+func TestRunWithConfiguration(t *testing.T) {
+	home := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(home, ".docker"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(home, ".docker", "config.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, env := range []map[string]string{
+		{}, {"HOME": home}, {"DOCKER_CONFIG": filepath.Join(home, ".docker")}, {"HOME": "/", "DOCKER_DEFAULT_PLATFORM": "linux/arm64"},
+	} {
+		if !configured(func(k string) string { return env[k] }) {
+			t.Errorf("%v: nothing is configured", env)
+		}
+	}
+	if configured(func(k string) string { return map[string]string{"HOME": home, "DOCKER_CONFIG": home}[k] }) {
+		t.Error("it looks for another file than docker's")
+	}
+}
+
 // What is not done here does not even come to the daemon.
 func TestLeftToOthers(t *testing.T) {
-	for _, line := range []string{"", "exec", "exec a", "exec -i a true", "exec --help a b", "run a true", "container exec a true", "exec a/b true", "exec ../x true"} {
+	for _, line := range []string{"", "exec", "exec a", "exec -i a true", "exec --help a b", "container exec a true", "exec a/b true", "exec ../x true",
+		"run", "run --rm", "run -it a sh", "run -i a", "run --rm --timing a true", "run --network container:a b", "run --network name=a,alias=b c", "run --network",
+		"run --name a/b c", "run --name= a", "run -e A b", "run -eA=b c", "run -e =b c", "run -- a", "run /dir", "run ./dir", "run ../dir", "run --rm=true a",
+		"run -dit a", "run --env-file x a", "container run a", "create a", "run -e a", "run -e=A=b a"} {
 		var args []string
 		if line != "" {
 			args = strings.Split(line, " ")
