@@ -195,6 +195,9 @@ type CreateRequest struct {
 	Park bool `json:"park,omitempty"`
 	// Configure is applied first, as MethodConfigure does.
 	Configure *ConfigureRequest `json:"configure,omitempty"`
+	// Network is applied next, as MethodNetwork does; nil leaves the interfaces as they are. That of a MethodPrepare has no
+	// addresses yet.
+	Network *NetworkRequest `json:"network,omitempty"`
 }
 
 // Attachment returns the bytes of the request that travel beside its JSON.

@@ -8,7 +8,7 @@ import (
 
 // Split parts a request in two. What is in the first half does not depend on who the container is, nor on what it runs: a guest
 // that has done it (MethodPrepare) can be given to any container with the same first half. The second half is the rest.
-// r is not changed; the halves share memory with it.
+// A network is of the second; the first may be given one of its own. r is not changed; the halves share memory with it.
 func (r CreateRequest) Split() (first, rest CreateRequest) {
 	rest = r
 	rest.Rootfs, rest.Volumes = Rootfs{}, nil

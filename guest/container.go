@@ -50,6 +50,9 @@ func (a *Agent) create(r *api.CreateRequest) error {
 			return err
 		}
 	}
+	if err := a.createNetwork(r); err != nil {
+		return err
+	}
 	if r.Prepared != "" {
 		return a.assign(r)
 	}
@@ -66,6 +69,9 @@ func (a *Agent) create(r *api.CreateRequest) error {
 // prepare makes of a container what does not depend on who it is.
 func (a *Agent) prepare(r *api.CreateRequest) error {
 	if err := checkPrepare(r); err != nil {
+		return err
+	}
+	if err := a.createNetwork(r); err != nil {
 		return err
 	}
 	c, err := a.build(r)

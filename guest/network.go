@@ -74,6 +74,14 @@ func (a *Agent) setNetwork(r *api.NetworkRequest) error {
 	return a.network.apply(wanted)
 }
 
+// createNetwork does the part of a container's making that MethodNetwork would do.
+func (a *Agent) createNetwork(r *api.CreateRequest) error {
+	if r.Network == nil {
+		return nil
+	}
+	return a.setNetwork(r.Network)
+}
+
 // parseNetwork checks all of a request's interfaces before any is touched.
 func parseNetwork(list []api.Interface) (map[int]*wantedNetwork, error) {
 	wanted, names := map[int]*wantedNetwork{}, map[string]bool{}
@@ -194,9 +202,10 @@ func (n *network) apply(wanted map[int]*wantedNetwork) error {
 		return err
 	}
 	defer nl.close()
-	// First all go that are not to be, or are to have other names: names come free.
+	// First all go that are not to be, or are to have other names: names come free. So do those that have to forget a sysctl,
+	// which parking sets back.
 	for slot, now := range n.now {
-		if w := wanted[slot]; w != nil && w.Name == now.Name {
+		if w := wanted[slot]; w != nil && w.Name == now.Name && now.sysctlsIn(w) {
 			continue
 		}
 		if err := n.parking.put(nl, now.Name, slot); err != nil {
@@ -272,13 +281,18 @@ func (n *network) set(nl *rtnetlink, w, now *wantedNetwork) error {
 		}
 	}
 	for _, s := range w.Sysctls {
+		if now != nil && slices.Contains(now.Sysctls, s) {
+			continue
+		}
 		file := path.Join("/proc/sys/net", s.Family, "conf", w.Name, s.Key)
 		if err := os.WriteFile(file, []byte(s.Value), 0); err != nil {
 			return err
 		}
 	}
-	if err := nl.link(index, true, nil); err != nil {
-		return fmt.Errorf("bring up: %w", err)
+	if now == nil { // after its sysctls: what IPv6 does when an interface comes up is one of them
+		if err := nl.link(index, true, nil); err != nil {
+			return fmt.Errorf("bring up: %w", err)
+		}
 	}
 	for _, p := range w.addresses {
 		if err := nl.address(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index, p); err != nil {
@@ -296,6 +310,17 @@ func (n *network) set(nl *rtnetlink, w, now *wantedNetwork) error {
 		}
 	}
 	return nil
+}
+
+// sysctlsIn tells whether w says something about each of now's sysctls.
+func (now *wantedNetwork) sysctlsIn(w *wantedNetwork) bool {
+	for _, s := range now.Sysctls {
+		same := func(other api.Sysctl) bool { return other.Family == s.Family && other.Key == s.Key }
+		if !slices.ContainsFunc(w.Sysctls, same) {
+			return false
+		}
+	}
+	return true
 }
 
 // forget removes the routes, neighbours and addresses that w does not have.

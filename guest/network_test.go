@@ -8,6 +8,29 @@ import (
 	"github.com/cradlevm/cradle/api"
 )
 
+// What an interface has been told of IPv6 it forgets only when it is parked.
+func TestSysctlsIn(t *testing.T) {
+	network := func(keys ...string) *wantedNetwork {
+		w := &wantedNetwork{}
+		for i, key := range keys {
+			w.Sysctls = append(w.Sysctls, api.Sysctl{Family: "ipv6", Key: key, Value: []string{"0", "1"}[i%2]})
+		}
+		return w
+	}
+	for _, test := range []struct {
+		now, wanted *wantedNetwork
+		in          bool
+	}{
+		{network(), network("accept_ra"), true},
+		{network("accept_ra"), network("disable_ipv6", "accept_ra"), true},
+		{network("accept_ra", "disable_ipv6"), network("accept_ra"), false},
+	} {
+		if in := test.now.sysctlsIn(test.wanted); in != test.in {
+			t.Errorf("%v in %v: %v", test.now.Sysctls, test.wanted.Sysctls, in)
+		}
+	}
+}
+
 func TestParseNetwork(t *testing.T) {
 	good := api.Interface{
 		Slot: 1, Name: "eth0", MAC: "02:42:ac:11:00:02", MTU: 1400,

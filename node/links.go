@@ -64,16 +64,21 @@ func (n *Node) dropNICs(nics []vm.NIC) error {
 	return errors.Join(errs...)
 }
 
-// join puts a container whose VM is up on its networks: the host's side, then the guest's. The request gets the files
-// that follow the networks. The links are in the record from then on, and on the disk when the start is recorded. What
+// join puts a container whose VM is up on its networks: the host's side. The guest's is left to the request, which gets the
+// interfaces and the files that follow the networks. The links are in the record from then on, and on the disk when the start is recorded. What
 // undoes it is pushed.
 func (c *ctr) join(ctx context.Context, machine *sandbox.Sandbox, rec record, request *api.CreateRequest, undo *undoStack) error {
 	links, files, err := c.attachAll(ctx, rec, undo)
 	if err != nil || len(links) == 0 {
 		return err
 	}
+	if err := c.plug(ctx, machine, links); err != nil {
+		return err
+	}
 	request.Files = files
-	return c.joined(ctx, machine, links, nil)
+	request.Network = &api.NetworkRequest{Interfaces: interfaces(links, c.node.wayOut(links))}
+	c.linked(links)
+	return nil
 }
 
 // rejoin is join for a container that goes on from a saved one: its files are there, and change.
@@ -127,10 +132,15 @@ func (c *ctr) joined(ctx context.Context, machine *sandbox.Sandbox, links []link
 	if err := machine.Network(ctx, api.NetworkRequest{Interfaces: interfaces(links, c.node.wayOut(links)), Files: files}); err != nil {
 		return fmt.Errorf("configure network of container %s: %w", c.id, err)
 	}
+	c.linked(links)
+	return nil
+}
+
+// linked notes links whose endpoints are there.
+func (c *ctr) linked(links []link) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rec.Links = links
-	return nil
 }
 
 // unjoin takes back what join did, as far as it came.
@@ -265,18 +275,13 @@ func interfaces(links []link, out int) []api.Interface {
 	var list []api.Interface
 	for at, l := range links {
 		e := l.Endpoint
-		i := api.Interface{
-			Slot: l.Slot, Name: fmt.Sprintf("eth%d", l.Slot), MAC: e.MAC, MTU: e.MTU,
-			Sysctls: []api.Sysctl{{Family: "ipv6", Key: "accept_ra", Value: "0"}},
-		}
+		i := bareInterface(l.Slot, e.MTU, e.IPv6.IsValid())
+		i.MAC = e.MAC
 		gateways := map[string]netip.Addr{"0.0.0.0/0": e.Gateway4, "::/0": e.Gateway6}
 		for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
 			if p.IsValid() {
 				i.Addresses = append(i.Addresses, p.String())
 			}
-		}
-		if !e.IPv6.IsValid() {
-			i.Sysctls = append(i.Sysctls, api.Sysctl{Family: "ipv6", Key: "disable_ipv6", Value: "1"})
 		}
 		for _, to := range slices.Sorted(maps.Keys(gateways)) {
 			if g := gateways[to]; g.IsValid() && at == out {
@@ -288,11 +293,43 @@ func interfaces(links []link, out int) []api.Interface {
 	return list
 }
 
-// usualNetwork is a network that no container has, configured as theirs are.
-func usualNetwork() api.NetworkRequest {
-	return api.NetworkRequest{Interfaces: interfaces([]link{{Endpoint: &network.Endpoint{
-		MAC: "02:42:c0:00:02:02", MTU: 1500, IPv4: netip.MustParsePrefix("192.0.2.2/24"), Gateway4: netip.MustParseAddr("192.0.2.1"),
-	}}}, 0)}
+// bareInterface is an interface as it is before it has addresses.
+func bareInterface(slot, mtu int, ipv6 bool) api.Interface {
+	i := api.Interface{
+		Slot: slot, Name: fmt.Sprintf("eth%d", slot), MTU: mtu,
+		Sysctls: []api.Sysctl{{Family: "ipv6", Key: "accept_ra", Value: "0"}},
+	}
+	if !ipv6 {
+		i.Sysctls = append(i.Sysctls, api.Sysctl{Family: "ipv6", Key: "disable_ipv6", Value: "1"})
+	}
+	return i
+}
+
+// interfacesAhead are the interfaces that links are going to have, in the order of their slots, without what nobody knows
+// before there are endpoints; none where IPv6, which derives an address from the hardware's, would be up too early.
+func (n *Node) interfacesAhead(links []link) []api.Interface {
+	if n.networks == nil {
+		return nil
+	}
+	var list []api.Interface
+	for slot, l := range links {
+		net, err := n.networks.Get(l.Name)
+		if err != nil || net.Driver != "bridge" || net.IPv6 {
+			return nil
+		}
+		list = append(list, bareInterface(slot, net.MTU, false))
+	}
+	return list
+}
+
+// usualNetworks are what a prepared VM has, and a network that no container has, configured as theirs are.
+func usualNetworks() []api.NetworkRequest {
+	return []api.NetworkRequest{
+		{Interfaces: []api.Interface{bareInterface(0, 1500, false)}},
+		{Interfaces: interfaces([]link{{Endpoint: &network.Endpoint{
+			MAC: "02:42:c0:00:02:02", MTU: 1500, IPv4: netip.MustParsePrefix("192.0.2.2/24"), Gateway4: netip.MustParseAddr("192.0.2.1"),
+		}}}, 0)},
+	}
 }
 
 // addressing is how a container with these links is found and finds others.

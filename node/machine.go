@@ -77,6 +77,7 @@ func (c *ctr) adopt(ctx context.Context, p *plan, r *pool.Ready, undo *undoStack
 	if r.Prepared != nil {
 		_, p.request = p.request.Split()
 		p.request.Prepared = mine.VM.ID
+		p.request.Network = &api.NetworkRequest{} // none but what join says, whatever it was prepared for
 	}
 	p.request.Configure = &api.ConfigureRequest{Hostname: mine.Hostname, UnixNanos: time.Now().UnixNano()}
 	return nil
@@ -174,7 +175,7 @@ func (n *Node) warm() (pool.Warm, error) {
 	if err != nil {
 		return pool.Warm{}, err
 	}
-	return pool.Warm{Request: request, Network: usualNetwork(), Scratch: func(ctx context.Context, path string) error {
+	return pool.Warm{Request: request, Networks: usualNetworks(), Scratch: func(ctx context.Context, path string) error {
 		size, err := runspec.ScratchSize(&container.HostConfig{}, n.settings)
 		if err != nil {
 			return err

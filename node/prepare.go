@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -55,11 +56,23 @@ func (c *ctr) preparation(p *plan) *pool.Preparation {
 	if err != nil {
 		return nil
 	}
-	sum := sha256.Sum256(key)
+	// What a container without a network must not have, and one with others has otherwise, can be taken back.
+	ahead := n.interfacesAhead(p.rec.Links)
+	network, err := json.Marshal(ahead)
+	if err != nil {
+		return nil
+	}
+	first.Network = &api.NetworkRequest{Interfaces: ahead}
 	return &pool.Preparation{
-		Key: hex.EncodeToString(sum[:16]), Name: p.rec.Config.Image, Layers: layers, Scratch: scratchSerial, Request: first,
+		Key: digest(key, network), Base: digest(key), Name: p.rec.Config.Image, Layers: layers, Scratch: scratchSerial, Request: first,
 		MakeScratch: func(ctx context.Context, path string) error { return n.scratch.New(ctx, path, size) },
 	}
+}
+
+// digest names some bytes.
+func digest(parts ...[]byte) string {
+	sum := sha256.Sum256(bytes.Join(parts, nil))
+	return hex.EncodeToString(sum[:16])
 }
 
 // revisePool lets the pool see that images have been removed.

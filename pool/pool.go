@@ -279,23 +279,27 @@ func (p *Pool) take(size Class, wanted *Preparation) (*class, *Ready) {
 	c.demand.add(c.wanted)
 	if wanted != nil {
 		c.wish(wanted, c.wanted)
-		if r := c.pick(wanted.Key); r != nil {
+		r := c.pick(func(r *Ready) bool { return r.key() == wanted.Key })
+		if r == nil {
+			r = c.pick(func(r *Ready) bool { return r.does(wanted) })
+		}
+		if r != nil {
 			c.takenPrepared++
 			p.nudge()
 			return c, r
 		}
 	}
-	r := c.pick("")
+	r := c.pick(func(r *Ready) bool { return r.Prepared == nil })
 	if r != nil {
 		p.nudge()
 	}
 	return c, r
 }
 
-// pick takes one with a preparation's key, nil when there is none. p.mu is held.
-func (c *class) pick(key string) *Ready {
+// pick takes one that fits, nil when there is none. p.mu is held.
+func (c *class) pick(fits func(*Ready) bool) *Ready {
 	for i, r := range c.ready {
-		if r.key() != key {
+		if !fits(r) {
 			continue
 		}
 		select {

@@ -26,8 +26,10 @@ const (
 // Preparation is what a sandbox is made ready with for a container of which all is known but who it is and what it runs: its
 // disks are plugged, its root file system is mounted and furnished. Nothing of its image runs.
 type Preparation struct {
-	// Key names all of the rest but Name; it is the only thing that is compared.
+	// Key names all of the rest but Name. Base names what cannot be changed afterwards: who wants another preparation of the same
+	// Base can do with this one, more slowly. Nothing else is compared.
 	Key  string
+	Base string // "": of no use to others
 	Name string // for people
 	// Layers are disks of files that do not change. They are not held: a file may be removed at any time (Revise).
 	Layers []vm.Disk
@@ -137,6 +139,11 @@ func (c *class) overtaken(want int, now time.Time) int {
 		return -1
 	}
 	return i
+}
+
+// does tells whether who wants a preparation can do with r.
+func (r *Ready) does(wanted *Preparation) bool {
+	return r.Prepared != nil && r.Prepared.Base == wanted.Base && wanted.Base != ""
 }
 
 // key is that of its preparation, "" without one.

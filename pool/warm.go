@@ -36,8 +36,8 @@ type Warm struct {
 	Request api.CreateRequest
 	// Scratch makes a container's writable disk as it usually is.
 	Scratch func(ctx context.Context, path string) error
-	// Network is a guest's network as it usually is. It is taken back afterwards.
-	Network api.NetworkRequest
+	// Networks are those that a guest usually comes to, in turn. The last one is taken back afterwards.
+	Networks []api.NetworkRequest
 }
 
 // makeLayer writes the image with the program that does nothing to path, unless it is there.
@@ -89,10 +89,12 @@ func (w *Warm) run(ctx context.Context, s *sandbox.Sandbox, layer, dir string) (
 	if err := s.Plug(ctx, disks...); err != nil {
 		return err
 	}
-	err = s.Network(ctx, w.Network)
-	if err == nil {
-		err = w.container(ctx, s)
+	for _, network := range w.Networks {
+		if err := s.Network(ctx, network); err != nil {
+			return fmt.Errorf("warm: %w", err)
+		}
 	}
+	err = w.container(ctx, s)
 	if err == nil {
 		err = s.Network(ctx, api.NetworkRequest{})
 	}

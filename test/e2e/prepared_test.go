@@ -63,6 +63,37 @@ func TestPrepared(t *testing.T) {
 	}
 }
 
+// A container has the networks that it asked for, and sees no others, whichever its virtual machine was prepared for.
+func TestPreparedNetworks(t *testing.T) {
+	c := inOwn(t, "CRADLE_POOL=2")
+	const none, bridge = "lo", "eth0 lo address route"
+	run := func(want string, flags ...string) (way string) {
+		t.Helper()
+		const script = `echo $(ls /sys/class/net) $(ip -4 address show dev eth0 2>/dev/null | grep -q inet && echo address) $(ip route 2>/dev/null | grep -q ^default && echo route)`
+		args := append(append([]string{"run", "--rm"}, flags...), "busybox", "sh", "-c", script)
+		if out := strings.TrimSpace(c.ok(t, args...)); out != want {
+			t.Errorf("%q: %q, want %q", flags, out, want)
+		}
+		var starts []struct{ Way string }
+		c.ask(t, "/cradle/v1/starts", &starts)
+		return starts[len(starts)-1].Way
+	}
+	run(bridge)
+	c.awaitPrepared(t, "busybox", 1)
+	if way := run(none, "--network", "none"); way != "prepared" {
+		t.Errorf("what is prepared for a network is not taken for a container without: %s", way)
+	}
+	c.awaitPrepared(t, "busybox", 1)
+	if way := run(bridge); way != "prepared" {
+		t.Errorf("what is prepared for the container is not taken: %s", way)
+	}
+	c.ok(t, "network", "create", "six", "--ipv6")
+	c.awaitPrepared(t, "busybox", 1)
+	if way := run(bridge, "--network", "six"); way != "prepared" {
+		t.Errorf("what is prepared for another network is not taken: %s", way)
+	}
+}
+
 // What is prepared for an image does not hold it, and a daemon that is killed leaves none of it.
 func TestPreparedIsNotHeld(t *testing.T) {
 	c := inOwn(t, "CRADLE_POOL=2")
