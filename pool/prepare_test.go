@@ -103,6 +103,28 @@ func TestPrepared(t *testing.T) {
 	}
 }
 
+// Who finds none that is prepared as it wants gets one of the same base, and the next is made as it wants.
+func TestPreparedBase(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	one, like, other := b.preparation("one"), b.preparation("like"), b.preparation("other")
+	one.Base, like.Base, other.Base = "base", "base", "other's"
+	b.end(p, b.want(p, one))
+	b.has(p, map[string]int{"one": 1, "": 1})
+	for _, test := range []struct {
+		wanted *Preparation
+		key    string
+	}{{other, ""}, {one, "one"}, {like, "one"}} {
+		r := b.want(p, test.wanted)
+		if r.key() != test.key {
+			t.Errorf("who wants %s gets one of %q", test.wanted.Key, r.key())
+		}
+		b.end(p, r)
+		b.has(p, map[string]int{"": 1})
+	}
+	b.has(p, map[string]int{"like": 1, "": 1})
+}
+
 // What is wanted now makes what was wanted before give way, but not at once.
 func TestPreparedGivesWay(t *testing.T) {
 	b := newBench(t)

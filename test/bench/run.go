@@ -18,11 +18,14 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 	var first *side
 	turn := 0
 	for _, kind := range []struct {
-		name  string
-		flags []string
-		ready int
+		name    string
+		flags   []string
+		ready   int
+		command []string
 	}{
-		{"hit", poolOf(readySandboxes), readySandboxes}, {"plain", poolOf(readySandboxes), readySandboxes}, {"restore", restoring(), 0}, {"boot", booting(), -1},
+		{"hit", poolOf(readySandboxes), readySandboxes, once}, {"plain", poolOf(readySandboxes), readySandboxes, once},
+		{"restore", restoring(), 0, once}, {"boot", booting(), -1, once},
+		{"bridge", poolOf(readySandboxes), readySandboxes, bridged}, // a daemon of its own: each prepares for what was wanted last
 	} {
 		s, startErr := startCradle(ctx, e, kind.name, kind.flags...)
 		if startErr != nil {
@@ -32,10 +35,10 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 		if first == nil {
 			first = s
 		}
-		if err := s.do(ctx, once...); err != nil { // the pool makes a template of a size somebody has wanted
+		if err := s.do(ctx, kind.command...); err != nil { // the pool makes a template of a size somebody has wanted
 			return nil, err
 		}
-		c := s.enter("cradle, "+kind.name, nil, once...)
+		c := s.enter("cradle, "+kind.name, nil, kind.command...)
 		if kind.name == "plain" { // nobody has prepared what was never wanted before
 			c.once = func(ctx context.Context) error {
 				turn++
@@ -47,9 +50,6 @@ func runs(ctx context.Context, e env) (rows []row, err error) {
 		}
 		ours = append(ours, c)
 	}
-	onBridge := first.enter("cradle, hit, on its bridge", nil, bridged...)
-	onBridge.ready = ours[0].ready
-	ours = append(ours, onBridge)
 
 	docker, dockerErr := startDocker(ctx, e)
 	if dockerErr == nil {
