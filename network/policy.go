@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -57,7 +58,9 @@ const (
 	maxHostPorts = 128 // that rules open of the host, one by one
 )
 
-var domainPattern = regexp.MustCompile(`^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*$`)
+var domainPattern = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*$`)
+})
 
 // Check reports the first thing in p that cannot be enforced, as ErrInvalid.
 func (p Policy) Check() error {
@@ -82,7 +85,7 @@ func (p Policy) Check() error {
 		return fail(ErrInvalid, "invalid policy: more than %d names", maxNameRules)
 	}
 	for _, r := range p.Names {
-		if len(r.Name) > 253 || !domainPattern.MatchString(r.Name) {
+		if len(r.Name) > 253 || !domainPattern().MatchString(r.Name) {
 			return fail(ErrInvalid, "invalid policy: %q is not a name", r.Name)
 		}
 		if err := checkPorts(r.Protocol, r.Low, r.High); err != nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -105,13 +106,13 @@ func (n *Network) gateways() []netip.Addr {
 }
 
 var (
-	namePattern   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-	bridgePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}$`)
+	namePattern   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`) })
+	bridgePattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}$`) })
 )
 
 // check looks at all of a Spec before anything is made.
 func (s Spec) check() error {
-	if !namePattern.MatchString(s.Name) {
+	if !namePattern().MatchString(s.Name) {
 		return fail(ErrInvalid, "invalid network name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", s.Name)
 	}
 	switch s.Name {
@@ -176,7 +177,7 @@ func (s Spec) checkOptions() error {
 	for k, v := range s.Options {
 		switch k {
 		case OptionBridge:
-			if !bridgePattern.MatchString(v) || v == "lo" {
+			if !bridgePattern().MatchString(v) || v == "lo" {
 				return fail(ErrInvalid, "invalid bridge name %q", v)
 			}
 		case OptionMTU:

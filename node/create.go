@@ -26,7 +26,7 @@ func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec
 		return fail(invalid("config cannot be empty in order to create a container"))
 	}
 	name = strings.TrimPrefix(name, "/")
-	if name != "" && !namePattern.MatchString(name) {
+	if name != "" && !namePattern().MatchString(name) {
 		return fail(invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name))
 	}
 	dir := r.Config.Labels[summonedLabel]
@@ -141,7 +141,7 @@ func (n *Node) add(name string, rec record) (err error) {
 
 // reserve gives a name to an id; docker's conflict when it is taken.
 func (n *Node) reserve(name, id string) error {
-	if !namePattern.MatchString(name) {
+	if !namePattern().MatchString(name) {
 		return invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	n.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"github.com/cradlevm/cradle/image"
 	"github.com/cradlevm/cradle/snapshot"
@@ -24,7 +25,7 @@ const archiveFormat = 1
 const imagePart = "image"
 
 // fileName is what the files of a snapshot are called.
-var fileName = regexp.MustCompile(`^[a-z][a-z0-9.]{0,31}$`)
+var fileName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9.]{0,31}$`) })
 
 // maxSnapshotFiles bounds the files of an imported snapshot: there are four.
 const maxSnapshotFiles = 8

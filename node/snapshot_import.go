@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/image"
@@ -26,8 +27,8 @@ const machineExtra = 64 << 20
 const maxLayers = 256
 
 var (
-	imageIDPattern     = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-	containerIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	imageIDPattern     = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^sha256:[0-9a-f]{64}$`) })
+	containerIDPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{64}$`) })
 )
 
 // untrusted is said to who imports without trust.
@@ -131,7 +132,7 @@ func (n *Node) unpack(ctx context.Context, a *snapshot.ArchiveReader, m namedMan
 		switch {
 		case part == imagePart:
 			err = a.Stream(func(r io.Reader) error { return n.loadMissing(ctx, r, m.Source.ImageID) })
-		case !fileName.MatchString(part) || part == snapshot.ManifestName:
+		case !fileName().MatchString(part) || part == snapshot.ManifestName:
 			err = invalid("it has a part %q", part)
 		case part == scratchName:
 			var size int64
@@ -196,11 +197,11 @@ func (n *Node) sameLayers(ctx context.Context, head archiveHead, m namedManifest
 func (n *Node) portable(m namedManifest) (out namedManifest, err error) {
 	s, c := m.Source, m.Config.VM
 	switch name := strings.TrimPrefix(s.Name, "/"); {
-	case !snapshotName.MatchString(m.Name):
+	case !snapshotName().MatchString(m.Name):
 		return out, invalid("invalid name of a snapshot: %q", m.Name)
-	case !imageIDPattern.MatchString(s.ImageID) || !containerIDPattern.MatchString(m.Guest):
+	case !imageIDPattern().MatchString(s.ImageID) || !containerIDPattern().MatchString(m.Guest):
 		return out, invalid("invalid ids: image %q, container %q", s.ImageID, m.Guest)
-	case !namePattern.MatchString(name) || len(name) > 1024:
+	case !namePattern().MatchString(name) || len(name) > 1024:
 		return out, invalid("invalid name of a container: %q", name)
 	case s.HostConfig.NetworkMode.IsContainer() || s.HostConfig.IpcMode.IsContainer() || s.HostConfig.PidMode.IsContainer():
 		return out, conflict("its container shares something with another container, which is not in it")
@@ -244,7 +245,7 @@ func portableLinks(links []link) ([]link, error) {
 	}
 	out := ownLinks(links)
 	for i, l := range out {
-		if !namePattern.MatchString(l.Name) || slices.ContainsFunc(out[:i], func(other link) bool { return other.Name == l.Name }) {
+		if !namePattern().MatchString(l.Name) || slices.ContainsFunc(out[:i], func(other link) bool { return other.Name == l.Name }) {
 			return nil, invalid("invalid name of a network: %q", l.Name)
 		}
 		if err := runspec.CheckEndpoint(&l.Settings); err != nil {

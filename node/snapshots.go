@@ -25,7 +25,7 @@ const snapshotLabel = "dev.cradle.snapshot"
 const maxSnapshots = 1024
 
 // snapshotName is what a snapshot can be called: it is a directory's name, too.
-var snapshotName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
+var snapshotName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`) })
 
 // namedManifest describes a named snapshot; it is in a directory of its name.
 type namedManifest struct {
@@ -84,7 +84,7 @@ func (n *Node) SnapshotCreate(ctx context.Context, name, of string) (s NamedSnap
 	if name == "" {
 		name = newID()[:12]
 	}
-	if !snapshotName.MatchString(name) {
+	if !snapshotName().MatchString(name) {
 		return s, invalid("invalid name of a snapshot: %q", name)
 	}
 	c, err := n.find(of)
@@ -205,7 +205,7 @@ func (n *Node) describe(m namedManifest) NamedSnapshot {
 
 // named reads a snapshot's manifest. shelf.mu is held.
 func (n *Node) named(name string) (m namedManifest, err error) {
-	if !snapshotName.MatchString(name) {
+	if !snapshotName().MatchString(name) {
 		return m, notFound("No such snapshot: %s", name)
 	}
 	err = n.key.Verify(n.shelf.path(name), &m)
@@ -241,7 +241,7 @@ func (n *Node) SnapshotList(context.Context) ([]NamedSnapshot, error) {
 	}
 	list := []NamedSnapshot{}
 	for _, e := range entries {
-		if !snapshotName.MatchString(e.Name()) {
+		if !snapshotName().MatchString(e.Name()) {
 			continue // one in the making
 		}
 		m, err := n.named(e.Name())
@@ -259,7 +259,7 @@ func (n *Node) SnapshotList(context.Context) ([]NamedSnapshot, error) {
 func (n *Node) SnapshotRemove(_ context.Context, name string) error {
 	n.shelf.mu.Lock()
 	defer n.shelf.mu.Unlock()
-	if !snapshotName.MatchString(name) {
+	if !snapshotName().MatchString(name) {
 		return notFound("No such snapshot: %s", name)
 	}
 	if _, err := os.Lstat(n.shelf.path(name)); errors.Is(err, fs.ErrNotExist) {

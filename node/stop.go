@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -467,7 +468,7 @@ func (c *ctr) goodbye() {
 }
 
 // namePattern is docker's for names of containers, except that one letter is enough.
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+var namePattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`) })
 
 // ContainerRename implements dockerapi.Backend.
 func (n *Node) ContainerRename(_ context.Context, name, to string) error {

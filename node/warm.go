@@ -260,7 +260,9 @@ func (n *Node) forgetWarmOfGone() {
 }
 
 // secretName finds names of variables whose values no warm image may hold.
-var secretName = regexp.MustCompile(`(?i)passw|secret|token|credential|private|api_?key|access_?key|_key$|^key$|auth|cookie|dsn$`)
+var secretName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(?i)passw|secret|token|credential|private|api_?key|access_?key|_key$|^key$|auth|cookie|dsn$`)
+})
 
 // coldReason says why a container that wants to start warm cannot; empty when it can, or does not want to.
 func (n *Node) coldReason(rec record) string {
@@ -284,7 +286,7 @@ func (n *Node) coldReason(rec record) string {
 	}
 	for _, pair := range rec.Config.Env {
 		name, _, _ := strings.Cut(pair, "=")
-		if secretName.MatchString(name) && !slices.Contains(img.Config.Config.Env, pair) {
+		if secretName().MatchString(name) && !slices.Contains(img.Config.Config.Env, pair) {
 			return fmt.Sprintf("its environment has %s, which may be a secret: none goes into a warm image", strconv.Quote(name))
 		}
 	}

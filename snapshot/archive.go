@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -205,7 +206,7 @@ type ArchiveReader struct {
 }
 
 // partName is what a part may be called.
-var partName = regexp.MustCompile(`^[a-z][a-z0-9.]{0,31}$`)
+var partName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9.]{0,31}$`) })
 
 // NewArchiveReader reads the head into the value that head points to. Errors: ErrArchive, r's.
 func NewArchiveReader(r io.Reader, head any) (*ArchiveReader, error) {
@@ -270,7 +271,7 @@ func (a *ArchiveReader) Next() (part string, err error) {
 		return "", io.EOF
 	}
 	part, _, _ = strings.Cut(name, "/")
-	if !partName.MatchString(part) {
+	if !partName().MatchString(part) {
 		return "", badArchive("a member %q", name)
 	}
 	a.part = part

@@ -4,12 +4,13 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"sync"
 )
 
 // maxTAP is the longest name of a network device on Linux, in bytes.
 const maxTAP = 15
 
-var tapPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$`)
+var tapPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.@:-]*$`) })
 
 // checkNICs reports what is wrong with a VM's interfaces, as ErrInvalid.
 func checkNICs(nics []NIC) error {
@@ -43,7 +44,7 @@ func (n *NIC) Check() error {
 		return bad("a NetNS without a TAP")
 	case n.NetNS != "" && !filepath.IsAbs(n.NetNS):
 		return bad("NetNS %q is not absolute", n.NetNS)
-	case n.TAP != "" && (len(n.TAP) > maxTAP || !tapPattern.MatchString(n.TAP)):
+	case n.TAP != "" && (len(n.TAP) > maxTAP || !tapPattern().MatchString(n.TAP)):
 		return bad("TAP %q is not the name of a device", n.TAP)
 	}
 	return nil

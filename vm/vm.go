@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"time"
 )
 
@@ -219,9 +220,9 @@ type Saved interface {
 }
 
 var (
-	idPattern     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
-	serialPattern = regexp.MustCompile(`^[A-Za-z0-9]{1,36}$`)
-	wordPattern   = regexp.MustCompile(`^[\x21-\x7e]+$`)
+	idPattern     = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`) })
+	serialPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9]{1,36}$`) })
+	wordPattern   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[\x21-\x7e]+$`) })
 )
 
 // Check reports the first thing in c that no driver could accept, as ErrInvalid with the field's name.
@@ -229,7 +230,7 @@ func (c *Config) Check() error {
 	bad := func(field, format string, args ...any) error {
 		return fmt.Errorf("%w: %s: %s", ErrInvalid, field, fmt.Sprintf(format, args...))
 	}
-	if !idPattern.MatchString(c.ID) {
+	if !idPattern().MatchString(c.ID) {
 		return bad("ID", "%q is not 1 to 64 letters, digits, '-', '_' or '.'", c.ID)
 	}
 	if !filepath.IsAbs(c.Dir) {
@@ -258,7 +259,7 @@ func (c *Config) Check() error {
 		return bad("Kernel", "no kernel given")
 	}
 	for _, w := range c.Cmdline {
-		if !wordPattern.MatchString(w) {
+		if !wordPattern().MatchString(w) {
 			return bad("Cmdline", "%q is not one printable word", w)
 		}
 	}
@@ -280,7 +281,7 @@ func (c *Config) Check() error {
 
 // Check reports what is wrong with d, as ErrInvalid.
 func (d *Disk) Check() error {
-	if !serialPattern.MatchString(d.Serial) {
+	if !serialPattern().MatchString(d.Serial) {
 		return fmt.Errorf("%w: disk serial %q is not 1 to %d letters and digits", ErrInvalid, d.Serial, MaxSerial)
 	}
 	if d.Path == "" {

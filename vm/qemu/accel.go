@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/cradlevm/cradle/vm"
@@ -34,7 +35,7 @@ func (d *Driver) choose(asked string) (string, error) {
 	return a.name, nil
 }
 
-var virtFlag = regexp.MustCompile(`(?m)^flags\s*:.*\b(vmx|svm)\b`)
+var virtFlag = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^flags\s*:.*\b(vmx|svm)\b`) })
 
 // findAccelerator decides between KVM and TCG. That /dev/kvm opens proves nothing: on some nested hosts it does
 // and no stock kernel ever boots.
@@ -44,7 +45,7 @@ func (d *Driver) findAccelerator() accelerator {
 	if err != nil {
 		return accelerator{vm.AccelTCG, fmt.Sprintf("cannot tell whether there is hardware virtualization (%v)%s", err, slow)}
 	}
-	if !virtFlag.Match(info) {
+	if !virtFlag().Match(info) {
 		return accelerator{vm.AccelTCG, "no hardware virtualization on this machine (no vmx/svm)" + slow}
 	}
 	if err := unix.Access("/dev/kvm", unix.R_OK|unix.W_OK); err != nil {

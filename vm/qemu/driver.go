@@ -61,7 +61,7 @@ func New(o Options) *Driver {
 	return d
 }
 
-var versionPattern = regexp.MustCompile(`version (\d+)\.(\d+)`)
+var versionPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`version (\d+)\.(\d+)`) })
 
 // probeLimit bounds asking QEMU for its version.
 const probeLimit = 10 * time.Second
@@ -89,7 +89,7 @@ func findQEMU(name string) (*installation, error) {
 }
 
 func parseVersion(s string) (version, error) {
-	m := versionPattern.FindStringSubmatch(s)
+	m := versionPattern().FindStringSubmatch(s)
 	if m == nil {
 		return version{}, fmt.Errorf("no version in %.80q", s)
 	}

@@ -22,7 +22,7 @@ const (
 )
 
 // modelName finds the processor's name in /proc/cpuinfo.
-var modelName = regexp.MustCompile(`(?m)^model name\s*:\s*(.*)$`)
+var modelName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^model name\s*:\s*(.*)$`) })
 
 // StateVersion implements vm.Restorer.
 func (d *Driver) StateVersion(context.Context) (string, error) {
@@ -44,7 +44,7 @@ func (d *Driver) StateVersion(context.Context) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		host = string(bytes.Join(modelName.FindSubmatch(info), nil))
+		host = string(bytes.Join(modelName().FindSubmatch(info), nil))
 	}
 	// What the kernel was told at boot, it keeps.
 	return fmt.Sprintf("%s; %s; %s; %s; %s; %s", q.build, known.machine(), l.processor(), l.kernelWords(), host, nicArg{}.args(0)), nil
