@@ -13,10 +13,22 @@ import (
 // refusing makes the disk refuse every change of the state, until it is called again.
 func (h *house) refusing() (allow func()) {
 	h.t.Helper()
-	synctest.Wait()
 	db := h.store.db
-	h.store.db = new(bolt.DB) // as one that may only be read
-	return func() { synctest.Wait(); h.store.db = db }
+	h.replace(new(bolt.DB)) // as one that may only be read
+	return func() { h.replace(db) }
+}
+
+// replace gives the node another database, while nobody does anything with the one it has. It holds the locks that all take
+// who are going to.
+func (h *house) replace(db *bolt.DB) {
+	synctest.Wait()
+	h.unsaved.mu.Lock()
+	defer h.unsaved.mu.Unlock()
+	for _, c := range h.Node.all() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+	}
+	h.store.db = db
 }
 
 // What has been told while the disk took nothing, the next daemon knows, once it takes things again; and what was to go goes.

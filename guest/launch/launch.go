@@ -87,7 +87,7 @@ func Start(s *Spec) (pid, pidfd int, err error) {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(s.Cgroup)
 	}
-	pid, err = p.spawn(args)
+	pid, err = p.spawn(args, nil)
 	if err != nil {
 		if *fd >= 0 {
 			unix.Close(int(*fd))

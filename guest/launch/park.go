@@ -61,7 +61,7 @@ func (k *Parked) Run() {
 	defer close(k.done)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	k.pid, k.err = k.program.spawn(k.args)
+	k.pid, k.err = k.program.spawn(k.args, k.word)
 }
 
 // End has the process end, unless Start has made it a program, and returns when it has: also when Run, which must have been
