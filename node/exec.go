@@ -289,7 +289,7 @@ func (n *Node) ExecInspect(ctx context.Context, id string) (container.ExecInspec
 		return container.ExecInspectResponse{}, err
 	}
 	if e.asked != nil { // whether it runs, and as which process, is known in a moment; an agent that is silent is not waited for
-		waitFor(ctx, e.asked, adoptTries*adoptPause)
+		waitFor(ctx, e.asked, adoptLimit)
 	}
 	running, r, keys := e.isRunning(), e.request(), []byte{}
 	if r.DetachKeys != "" {

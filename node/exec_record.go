@@ -196,6 +196,9 @@ func (c *ctr) adoptExecs(r *run) {
 const (
 	adoptTries = 20
 	adoptPause = 250 * time.Millisecond
+	// adoptLimit bounds how long others wait for that. The asking itself takes time on a busy host, and whoever is told too early
+	// that a process runs may be told later that it never has; but an agent that is silent for good is not waited for.
+	adoptLimit = 6 * adoptTries * adoptPause
 )
 
 // adopt reads on what the process prints, for nobody, and waits for its end. A probe, whose result nobody waits for any

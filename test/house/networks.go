@@ -78,9 +78,19 @@ func (h *House) Kernel() ([]string, error) {
 	return lines, err
 }
 
+// whole asks the kernel for a list until it has told it in one piece: others' interfaces come and go meanwhile.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 20 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // linkLines are those of bridges and TAPs.
 func (h *House) linkLines() (lines []string, err error) {
-	all, err := netlink.LinkList()
+	all, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +103,7 @@ func (h *House) linkLines() (lines []string, err error) {
 			taps, indexes = append(taps, l), append(indexes, l.Attrs().Index)
 		case l.Attrs().Alias == "cradle "+filepath.Join(h.Root(), "networks"):
 			bridges[l.Attrs().Index] = l.Attrs().Name
-			addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+			addresses, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 			if err != nil {
 				return nil, err
 			}
@@ -152,7 +162,7 @@ func tapLine(l netlink.Link, bridges map[int]string, pid int, guards *bpf.Guards
 	if pid == 0 {
 		wrong("is up and nobody has it open")
 	}
-	entries, err := netlink.NeighList(a.Index, unix.AF_BRIDGE)
+	entries, err := whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(a.Index, unix.AF_BRIDGE) })
 	if err != nil {
 		return nil, err
 	}
