@@ -14,7 +14,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
-	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/cmd/cradle/front"
 	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/node"
@@ -31,11 +30,11 @@ func addRunHandler(mux *http.ServeMux, n *node.Node) {
 
 // runOnce answers a run. An error means that nothing has been answered and that there is no container.
 func runOnce(n *node.Node, w http.ResponseWriter, r *http.Request) error {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.MaxMessage))
+	words, err := readWords(w, r)
 	if err != nil {
-		return fmt.Errorf("read the command: %w: %w", err, errdefs.ErrInvalidArgument)
+		return err
 	}
-	o, err := parseRun(strings.Split(string(body), "\x00"))
+	o, err := parseRun(words)
 	if err != nil {
 		return err
 	}

@@ -64,8 +64,13 @@ func readJSON(cmd *cobra.Command, d *daemonDialer, path string, into any) error 
 	if err != nil {
 		return err
 	}
+	return readAnswer(resp, 64<<20, into)
+}
+
+// readAnswer reads an answer of the daemon's, of limit bytes at most, and closes it.
+func readAnswer(resp *http.Response, limit int64, into any) error {
 	defer resp.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<20)).Decode(into); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, limit)).Decode(into); err != nil {
 		return fmt.Errorf("read the daemon's answer: %w", err)
 	}
 	return nil

@@ -2,14 +2,11 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"net/http"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
-	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/cmd/cradle/front"
 	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/node"
@@ -26,12 +23,12 @@ func addExecHandler(mux *http.ServeMux, n *node.Node) {
 
 // execOnce answers an exec. An error means that nothing has been answered and no process been started.
 func execOnce(n *node.Node, w http.ResponseWriter, r *http.Request) error {
-	words, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.MaxMessage))
+	words, err := readWords(w, r)
 	if err != nil {
-		return fmt.Errorf("read the command: %w: %w", err, errdefs.ErrInvalidArgument)
+		return err
 	}
 	id, err := n.ExecCreate(r.Context(), r.PathValue("name"), container.ExecCreateRequest{
-		AttachStdout: true, AttachStderr: true, Cmd: strings.Split(string(words), "\x00"),
+		AttachStdout: true, AttachStderr: true, Cmd: words,
 	})
 	if err != nil {
 		return err

@@ -117,7 +117,9 @@ func newPolicyInspect(docker command.Cli, d *daemonDialer) *cobra.Command {
 		Short: "Tell of containers' policies and what has passed them, in JSON",
 		Args:  cli.RequiresMinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return inspectEach[api.ContainerNetworkPolicy](cmd, docker, d, args, "networks/policies/")
+			return inspectEach[api.ContainerNetworkPolicy](docker, args, func(name string, into any) error {
+				return readJSON(cmd, d, "networks/policies/"+name, into)
+			})
 		},
 		DisableFlagsInUseLine: true,
 	}

@@ -130,11 +130,7 @@ func changePool(ctx context.Context, d *daemonDialer, change node.PoolSet) error
 }
 
 func readPool(resp *http.Response) (status pool.Status, err error) {
-	defer resp.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 8<<20)).Decode(&status); err != nil {
-		return status, fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	return status, nil
+	return status, readAnswer(resp, 8<<20, &status)
 }
 
 // poolTable is what `pool ls` prints without --format.

@@ -3,12 +3,27 @@ package main
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 
+	"github.com/containerd/errdefs"
+
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/cmd/cradle/front"
 )
+
+// readWords reads the body of a request of package front's: words, separated by zero bytes.
+func readWords(w http.ResponseWriter, r *http.Request) ([]string, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, api.MaxMessage))
+	if err != nil {
+		return nil, fmt.Errorf("read the command: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return strings.Split(string(body), "\x00"), nil
+}
 
 // recordReply is an answer whose body is records, of package front's.
 type recordReply struct {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -33,10 +32,9 @@ func newCloneCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer resp.Body.Close()
 			var report struct{ IDs []string }
-			if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&report); err != nil {
-				return fmt.Errorf("read the daemon's answer: %w", err)
+			if err := readAnswer(resp, 1<<20, &report); err != nil {
+				return err
 			}
 			for _, id := range report.IDs {
 				fmt.Fprintln(docker.Out(), id)
@@ -105,13 +103,13 @@ func each(cmd *cobra.Command, docker command.Cli, d *daemonDialer, names []strin
 	return errors.Join(errs...)
 }
 
-// inspectEach prints, as a JSON list, what a GET of the path and each name answers.
-func inspectEach[T any](cmd *cobra.Command, docker command.Cli, d *daemonDialer, names []string, path string) error {
+// inspectEach prints, as a JSON list, what read finds of each name, which it gets as it stands in a path.
+func inspectEach[T any](docker command.Cli, names []string, read func(name string, into any) error) error {
 	list := []T{}
 	var errs []error
 	for _, name := range names {
 		var one T
-		if err := readJSON(cmd, d, path+url.PathEscape(name), &one); err != nil {
+		if err := read(url.PathEscape(name), &one); err != nil {
 			errs = append(errs, err)
 			continue
 		}

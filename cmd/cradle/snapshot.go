@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -39,11 +38,7 @@ func askSnapshots(cmd *cobra.Command, d *daemonDialer, method, path string, quer
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxSnapshotAnswer)).Decode(what); err != nil {
-		return fmt.Errorf("read the daemon's answer: %w", err)
-	}
-	return nil
+	return readAnswer(resp, maxSnapshotAnswer, what)
 }
 
 func newSnapshotCreate(docker command.Cli, d *daemonDialer) *cobra.Command {
@@ -131,7 +126,9 @@ func newSnapshotInspect(docker command.Cli, d *daemonDialer) *cobra.Command {
 		Short: "Tell of snapshots, in JSON",
 		Args:  cli.RequiresMinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return inspectEach[node.NamedSnapshot](cmd, docker, d, args, "snapshots/")
+			return inspectEach[node.NamedSnapshot](docker, args, func(name string, into any) error {
+				return askSnapshots(cmd, d, http.MethodGet, "/"+name, nil, into)
+			})
 		},
 		DisableFlagsInUseLine: true,
 	}

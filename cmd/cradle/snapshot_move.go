@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -85,10 +84,9 @@ func newSnapshotImport(docker command.Cli, d *daemonDialer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer resp.Body.Close()
 			var s node.NamedSnapshot
-			if err := json.NewDecoder(io.LimitReader(resp.Body, maxSnapshotAnswer)).Decode(&s); err != nil {
-				return fmt.Errorf("read the daemon's answer: %w", err)
+			if err := readAnswer(resp, maxSnapshotAnswer, &s); err != nil {
+				return err
 			}
 			fmt.Fprintln(docker.Out(), s.Name)
 			return nil
