@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/dump"
 )
 
 // links makes and finds the host's interfaces that are ours: TAPs by the beginning of their names, bridges by the alias they
@@ -103,7 +104,7 @@ func (l *links) removeTAP(name string) error {
 
 // taps are our TAPs, by name.
 func (l *links) taps() (map[string]netlink.Link, error) {
-	all, err := whole(netlink.LinkList)
+	all, err := dump.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -118,7 +119,7 @@ func (l *links) taps() (map[string]netlink.Link, error) {
 
 // bridges are our bridges, by name.
 func (l *links) bridges() (map[string]netlink.Link, error) {
-	all, err := whole(netlink.LinkList)
+	all, err := dump.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -305,7 +306,7 @@ func (l *links) disconnect(name string) error {
 func hostPrefixes() ([]netip.Prefix, error) {
 	var all []netip.Prefix
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		routes, err := whole(func() ([]netlink.Route, error) {
+		routes, err := dump.Whole(func() ([]netlink.Route, error) {
 			return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 		})
 		if err != nil {
@@ -331,7 +332,7 @@ func hostPrefixes() ([]netip.Prefix, error) {
 // hostMTU is the smallest MTU of the interfaces that default routes lead through; 1500 when there is none.
 func hostMTU() int {
 	mtu := 1500
-	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, unix.AF_INET) })
+	routes, err := dump.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, unix.AF_INET) })
 	if err != nil {
 		return mtu
 	}
@@ -384,7 +385,7 @@ func forward(v6 bool) error {
 	if b, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/forwarding"); err != nil || strings.TrimSpace(string(b)) == "1" {
 		return err
 	}
-	all, err := whole(netlink.LinkList)
+	all, err := dump.Whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cradlevm/cradle/network/dump"
 )
 
 // monitorOf opens a TAP as a machine's monitor does.
@@ -269,7 +271,7 @@ func TestMovingOut(t *testing.T) {
 	n := h.create(Spec{Name: "n", IPv6: true})
 	e := h.attach(EndpointSpec{Network: "n", Name: "a"})
 	left := func() (all []string) {
-		links, err := whole(netlink.LinkList)
+		links, err := dump.Whole(netlink.LinkList)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/cradlevm/cradle/network/dump"
 )
 
 // settle is how long changes are let gather before they are looked at: a reload of a firewall is many messages.
@@ -143,7 +145,7 @@ func (n *kernel) look(r *Report, thorough bool) error {
 	h := n.hostState()
 	n.mu.Unlock()
 	intact := len(h.networks) == 0 || n.firewall.intact(h)
-	all, err := whole(netlink.LinkList)
+	all, err := dump.Whole(netlink.LinkList)
 	if err != nil {
 		return err
 	}

@@ -115,13 +115,9 @@ func (s *Sandbox) Stats(ctx context.Context, id string) (r api.StatsResult, err 
 
 // Stdin opens a process's standard input; closing it gives the process end-of-file. ctx bounds the opening.
 func (s *Sandbox) Stdin(ctx context.Context, p api.ProcessRef) (io.WriteCloser, error) {
-	client, err := s.session(ctx)
+	stream, _, err := s.stream(ctx, api.MethodStdin, p, nil)
 	if err != nil {
 		return nil, err
-	}
-	stream, err := client.Stream(ctx, api.MethodStdin, p, nil)
-	if err != nil {
-		return nil, s.classify(err)
 	}
 	return stream, nil
 }
@@ -153,13 +149,9 @@ func (s *Sandbox) output(ctx context.Context, r api.OutputRequest) (*Output, err
 
 // follow makes a call that is answered with a process's output.
 func (s *Sandbox) follow(ctx context.Context, method string, params, result any) (*Output, error) {
-	client, err := s.session(ctx)
+	stream, broken, err := s.stream(ctx, method, params, result)
 	if err != nil {
 		return nil, err
 	}
-	stream, err := client.Stream(ctx, method, params, result)
-	if err != nil {
-		return nil, s.classify(err)
-	}
-	return &Output{stream: stream, broken: client.Done()}, nil
+	return &Output{stream: stream, broken: broken}, nil
 }

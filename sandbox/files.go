@@ -100,13 +100,9 @@ func (s *Sandbox) Changes(ctx context.Context, id string, record func(kind byte,
 
 // read opens what a method sends.
 func (s *Sandbox) read(ctx context.Context, method string, params, result any) (io.ReadCloser, error) {
-	client, err := s.session(ctx)
+	stream, _, err := s.stream(ctx, method, params, result)
 	if err != nil {
 		return nil, err
-	}
-	stream, err := client.Stream(ctx, method, params, result)
-	if err != nil {
-		return nil, s.classify(err)
 	}
 	stop := context.AfterFunc(ctx, func() { stream.SetDeadline(time.Unix(1, 0)) })
 	return &body{s: s, ctx: ctx, stream: stream, chunks: wire.NewChunkReader(stream), stop: stop}, nil
@@ -141,13 +137,9 @@ func (b *body) Close() error {
 // Extract unpacks the archive that r brings into a directory of a container. It returns when the guest says how it
 // went, which may be before r has ended: then r is not read any more, but a Read that waits goes on waiting.
 func (s *Sandbox) Extract(ctx context.Context, e api.ExtractRequest, r io.Reader) error {
-	client, err := s.session(ctx)
+	stream, _, err := s.stream(ctx, api.MethodExtract, e, nil)
 	if err != nil {
 		return err
-	}
-	stream, err := client.Stream(ctx, api.MethodExtract, e, nil)
-	if err != nil {
-		return s.classify(err)
 	}
 	defer stream.Close()
 	defer stream.SetDeadline(time.Unix(1, 0)) // ends the sending, and no Close waits

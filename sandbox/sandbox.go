@@ -206,6 +206,19 @@ func (s *Sandbox) call(ctx context.Context, method string, params, result any) e
 	return s.classify(client.Call(ctx, method, params, result))
 }
 
+// stream makes a call of a streaming method; broken is closed when the session has ended. When the VM goes meanwhile the error is
+// ErrGone.
+func (s *Sandbox) stream(ctx context.Context, method string, params, result any) (stream *wire.Stream, broken <-chan struct{}, err error) {
+	client, err := s.session(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if stream, err = client.Stream(ctx, method, params, result); err != nil {
+		return nil, nil, s.classify(err)
+	}
+	return stream, client.Done(), nil
+}
+
 // goneGrace is how long a session that breaks may be ahead of the news that its VM has ended.
 const goneGrace = 200 * time.Millisecond
 

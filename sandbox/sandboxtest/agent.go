@@ -79,13 +79,7 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 		}
 		result, err := m.identify(r)
 		return result, nil, err
-	case api.MethodCreate:
-		var r api.CreateRequest
-		if err := call.Params(&r); err != nil {
-			return nil, nil, err
-		}
-		return nil, nil, m.create(r)
-	case api.MethodPrepare:
+	case api.MethodCreate, api.MethodPrepare:
 		var r api.CreateRequest
 		if err := call.Params(&r); err != nil {
 			return nil, nil, err

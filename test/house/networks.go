@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/dump"
 )
 
 // tag are the four digits of a hash of the networks' directory that their TAPs and firewall bear.
@@ -78,19 +79,9 @@ func (h *House) Kernel() ([]string, error) {
 	return lines, err
 }
 
-// whole asks the kernel for a list until it has told it in one piece: others' interfaces come and go meanwhile.
-func whole[T any](list func() ([]T, error)) (all []T, err error) {
-	for range 20 {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
-	return all, err
-}
-
 // linkLines are those of bridges and TAPs.
 func (h *House) linkLines() (lines []string, err error) {
-	all, err := whole(netlink.LinkList)
+	all, err := dump.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +94,7 @@ func (h *House) linkLines() (lines []string, err error) {
 			taps, indexes = append(taps, l), append(indexes, l.Attrs().Index)
 		case l.Attrs().Alias == "cradle "+filepath.Join(h.Root(), "networks"):
 			bridges[l.Attrs().Index] = l.Attrs().Name
-			addresses, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
+			addresses, err := dump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_ALL) })
 			if err != nil {
 				return nil, err
 			}
@@ -162,7 +153,7 @@ func tapLine(l netlink.Link, bridges map[int]string, pid int, guards *bpf.Guards
 	if pid == 0 {
 		wrong("is up and nobody has it open")
 	}
-	entries, err := whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(a.Index, unix.AF_BRIDGE) })
+	entries, err := dump.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(a.Index, unix.AF_BRIDGE) })
 	if err != nil {
 		return nil, err
 	}

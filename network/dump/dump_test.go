@@ -1,4 +1,4 @@
-package network
+package dump
 
 import (
 	"errors"
@@ -19,14 +19,14 @@ func TestInterruptedDump(t *testing.T) {
 			return []int{1, 2}, last
 		}
 	}
-	if all, err := whole(until(3, nil)); len(all) != 2 || err != nil || calls != 3 {
+	if all, err := Whole(until(3, nil)); len(all) != 2 || err != nil || calls != 3 {
 		t.Errorf("%v, %v after %d calls", all, err, calls)
 	}
 	other := errors.New("other")
-	if _, err := whole(until(1, other)); err != other || calls != 1 {
+	if _, err := Whole(until(1, other)); err != other || calls != 1 {
 		t.Errorf("%v after %d calls", err, calls)
 	}
-	if _, err := whole(until(1<<20, nil)); !errors.Is(err, netlink.ErrDumpInterrupted) || calls != dumpAttempts {
+	if _, err := Whole(until(1<<20, nil)); !errors.Is(err, netlink.ErrDumpInterrupted) || calls != attempts {
 		t.Errorf("%v after %d calls", err, calls)
 	}
 }
