@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"net"
+	"net/netip"
 
 	"github.com/cradlevm/cradle/network/bpf"
 )
@@ -10,6 +11,9 @@ import (
 // datapath is what networks and endpoints are made of: the kernel's bridges and TAPs (kernel), or streams of frames and a
 // stack of the daemon's own (streams). Networks.mu is held by who calls, but for close and reset.
 type datapath interface {
+	// claim keeps others of the host from picking subnets until release is called; claimed are those that they have.
+	claim() (release func(), err error)
+	claimed() ([]netip.Prefix, error)
 	// adapt completes a network that is to be made. ErrUnsupported for what it cannot make.
 	adapt(net *Network) error
 	// ensure makes what a network needs, resolvers too, from whatever there is of it; dismantle leaves nothing of it.

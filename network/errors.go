@@ -14,6 +14,7 @@ var (
 	ErrExhausted   = errors.New("no address left")              // of a subnet, of the pools
 	ErrPortTaken   = errors.New("port is taken")                // by another container or another program
 	ErrUnsupported = errors.New("needs root, for the networks") // bridge networks as an ordinary user
+	ErrOverlap     = errors.New("subnet is taken")              // by another interface of the host, while the bridge was away
 	ErrLost        = errors.New("interface is gone")            // a live TAP that somebody has deleted
 )
 

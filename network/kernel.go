@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/cradlevm/cradle/network/bpf"
@@ -14,6 +16,7 @@ import (
 type kernel struct {
 	*Networks
 	links    *links
+	claims   *claims
 	firewall *firewall
 	spares   *spares
 	watching *watch
@@ -23,6 +26,10 @@ type kernel struct {
 func newKernel(n *Networks, o Options) (*kernel, error) {
 	k := &kernel{Networks: n, lost: o.Lost, links: &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}, firewall: &firewall{"cradle-" + n.tag}}
 	k.spares = &spares{links: k.links, log: n.log, ahead: min(o.SpareTAPs, maxFree)}
+	var err error
+	if k.claims, err = newClaims(claimsDir, n.dir, n.log); err != nil {
+		return nil, err
+	}
 	taps, err := k.links.taps()
 	if err != nil {
 		return nil, err
@@ -37,18 +44,42 @@ func newKernel(n *Networks, o Options) (*kernel, error) {
 	return k, nil
 }
 
-// adapt implements datapath. Bridges have names; the first daemon's default one has a short one.
+// claim implements datapath.
+func (n *kernel) claim() (release func(), err error) { return n.claims.enter() }
+
+// claimed implements datapath.
+func (n *kernel) claimed() (all []netip.Prefix, err error) {
+	others, err := n.claims.others()
+	for _, net := range others {
+		for _, s := range net.Subnets {
+			all = append(all, s.Prefix)
+		}
+	}
+	return all, err
+}
+
+// shortBridge is the bridge of the first daemon's default network.
+const shortBridge = "cradle0"
+
+// adapt implements datapath. Bridges have names.
 func (n *kernel) adapt(net *Network) error {
+	others, err := n.claims.others()
 	switch {
+	case err != nil:
+		return err
 	case net.Options[OptionBridge] != "":
 		net.Bridge = net.Options[OptionBridge]
-	case net.Name == Default && !linkExists("cradle0"):
-		net.Bridge = "cradle0"
+	case net.Name == Default && !linkExists(shortBridge) &&
+		!slices.ContainsFunc(others, func(o Network) bool { return o.Bridge == shortBridge }):
+		net.Bridge = shortBridge
 	default:
-		net.Bridge = "cr" + n.tag + "-" + net.ID[:8]
+		net.Bridge = n.bridgeName(net)
 	}
 	return nil
 }
+
+// bridgeName is one that nobody else's has.
+func (n *kernel) bridgeName(net *Network) string { return "cr" + n.tag + "-" + net.ID[:8] }
 
 // ensure implements datapath.
 func (n *kernel) ensure(net *network) error {
@@ -66,6 +97,26 @@ func (n *kernel) ensure(net *network) error {
 	return n.serve(net)
 }
 
+// bringBack makes a network again whose bridge is not there, unless its subnet is somebody else's by now. When it is only the name,
+// the bridge has another one.
+func (n *kernel) bringBack(net *network) error {
+	release, err := n.claims.enter()
+	if err != nil {
+		return err
+	}
+	defer release()
+	if net.Options[OptionBridge] == "" && linkExists(net.Bridge) {
+		net.Bridge = n.bridgeName(&net.Network)
+		if err := n.save(); err != nil {
+			return err
+		}
+	}
+	if net.blocked = inTheWay(&net.Network); net.blocked != nil {
+		return net.blocked
+	}
+	return n.ensure(net)
+}
+
 // dismantle implements datapath.
 func (n *kernel) dismantle(net *network) error {
 	return errors.Join(net.silence(), n.links.removeBridge(net.Bridge), n.firewall.replace(n.hostState()))
@@ -76,7 +127,19 @@ func (n *kernel) connect(net *network, e *Endpoint) error {
 	if err := n.firewall.addHosts(hostElements(e)); err != nil {
 		return err
 	}
-	return n.links.connect(&net.Network, e)
+	if net.blocked != nil {
+		if err := n.bringBack(net); err != nil {
+			return err
+		}
+	}
+	err := n.links.connect(&net.Network, e)
+	if notFound(err) && !n.links.hasBridge(&net.Network) { // somebody has just deleted it
+		if err := n.bringBack(net); err != nil {
+			return err
+		}
+		return n.links.connect(&net.Network, e)
+	}
+	return err
 }
 
 // disconnect implements datapath.
@@ -113,7 +176,7 @@ func (n *kernel) counters(e *Endpoint) (from, to bpf.Counters, err error) {
 func (n *kernel) hostState() hostState {
 	var h hostState
 	for _, net := range n.networks {
-		if len(net.Subnets) > 0 {
+		if len(net.Subnets) > 0 && net.blocked == nil {
 			h.networks = append(h.networks, net.Network)
 		}
 	}

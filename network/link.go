@@ -132,6 +132,12 @@ func (l *links) bridges() (map[string]netlink.Link, error) {
 	return bridges, nil
 }
 
+// hasBridge tells whether a network's bridge is there; somebody else's of that name is none.
+func (l *links) hasBridge(n *Network) bool {
+	link, err := netlink.LinkByName(n.Bridge)
+	return err == nil && link.Attrs().Alias == l.alias
+}
+
 // ensureBridge makes a network's bridge as it has to be, from whatever is there of it. ErrExists when somebody else has an
 // interface of that name.
 func (l *links) ensureBridge(n *Network) error {
@@ -227,6 +233,9 @@ func (l *links) connect(n *Network, e *Endpoint) error {
 	if err != nil {
 		return fmt.Errorf("find bridge %s: %w", n.Bridge, err)
 	}
+	if bridge.Attrs().Alias != l.alias {
+		return fail(ErrExists, "interface %s is there and belongs to somebody else", n.Bridge)
+	}
 	index := tap.Attrs().Index
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
@@ -316,17 +325,70 @@ func hostPrefixes() ([]netip.Prefix, error) {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, r := range routes {
-			if r.Dst == nil {
-				continue
-			}
-			a, ok := netip.AddrFromSlice(r.Dst.IP)
-			ones, _ := r.Dst.Mask.Size()
-			if ok && ones > 0 {
-				all = append(all, netip.PrefixFrom(a.Unmap(), ones))
+			if p, ok := prefixOf(r.Dst); ok {
+				all = append(all, p)
 			}
 		}
 	}
 	return all, nil
+}
+
+// inTheWay tells which interface of the host's keeps a network's bridge from being made again: one with addresses of its
+// subnets, or with a way to a part of them that would be stronger than the bridge's. ErrOverlap.
+func inTheWay(n *Network) error {
+	var taken []claimant
+	addresses, err := dump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addresses {
+		if p, ok := prefixOf(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+			taken = append(taken, claimant{p, a.LinkIndex, "address " + p.String()})
+		}
+	}
+	routes, err := dump.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		p, ok := prefixOf(r.Dst)
+		for _, s := range n.Subnets {
+			if ok && p.Bits() >= s.Prefix.Bits() && s.Prefix.Contains(p.Addr()) {
+				taken = append(taken, claimant{p, r.LinkIndex, "route to " + p.String()})
+			}
+		}
+	}
+	for _, t := range taken {
+		for _, s := range n.Subnets {
+			if !t.prefix.Overlaps(s.Prefix) {
+				continue
+			}
+			name := "that is gone"
+			if link, err := netlink.LinkByIndex(t.index); err == nil {
+				name = link.Attrs().Name
+			}
+			return fail(ErrOverlap, "network %s cannot be used: its subnet %s overlaps with the %s of the host's interface %s; "+
+				"take that away, or remove the network", n.Name, s.Prefix, t.what, name)
+		}
+	}
+	return nil
+}
+
+// claimant is an interface that has to do with a prefix.
+type claimant struct {
+	prefix netip.Prefix
+	index  int
+	what   string
+}
+
+// prefixOf is false for none, and for that of a default route.
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones), ok && ones > 0
 }
 
 // hostMTU is the smallest MTU of the interfaces that default routes lead through; 1500 when there is none.

@@ -77,6 +77,7 @@ type network struct {
 	leases  []*leases     // of Subnets, in their order
 	servers []*dns.Server // the kernel's networks
 	stack   *user.Network // of those made of streams
+	blocked error         // why there is no bridge: its subnet is somebody else's by now
 }
 
 // Open reads the state and takes over what an earlier process has left: guards go on, leases are as they were, resolvers and
@@ -215,6 +216,11 @@ func (n *Networks) Create(ctx context.Context, s Spec) (Network, error) {
 	}
 	net := Network{ID: randomID(), Name: s.Name, Driver: "bridge", Created: time.Now().UTC(), IPv6: s.IPv6, Internal: s.Internal,
 		Labels: s.Labels, Options: s.Options, Bridge: s.Options[OptionBridge]}
+	release, err := n.path.claim()
+	if err != nil {
+		return Network{}, err
+	}
+	defer release()
 	if err := n.complete(&net, s.Subnets); err != nil {
 		return Network{}, err
 	}
@@ -250,14 +256,18 @@ func (n *Networks) complete(net *Network, given []Subnet) error {
 	return n.path.adapt(net)
 }
 
-// taken are the subnets that no new one may overlap with: networks' first, then the host's own ways.
+// taken are the subnets that no new one may overlap with: networks' first, then the host's own ways and other daemons' networks.
 func (n *Networks) taken() (t struct{ ours, host []netip.Prefix }, err error) {
 	for _, net := range n.networks {
 		for _, s := range net.Subnets {
 			t.ours = append(t.ours, s.Prefix)
 		}
 	}
-	t.host, err = hostPrefixes()
+	if t.host, err = hostPrefixes(); err != nil {
+		return t, err
+	}
+	others, err := n.path.claimed()
+	t.host = append(t.host, others...)
 	return t, err
 }
 
@@ -316,6 +326,11 @@ func (n *Networks) ready(net *network) error {
 	if len(net.Subnets) > 0 {
 		return nil
 	}
+	release, err := n.path.claim()
+	if err != nil {
+		return err
+	}
+	defer release()
 	made := net.Network
 	made.Created = time.Now().UTC()
 	if err := n.complete(&made, nil); err != nil {

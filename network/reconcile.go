@@ -54,9 +54,23 @@ func (n *Networks) Reconcile(ctx context.Context, live Live) (Report, error) {
 
 // reconcile implements datapath.
 func (n *kernel) reconcile(taps []string, r *Report) error {
-	err := errors.Join(n.removeDead(taps, r), n.repair(r, true))
+	err := errors.Join(n.removeDead(taps, r), n.known(), n.repair(r, true))
 	n.startWatching()
 	return err
+}
+
+// known has other daemons know of our networks: the host may have been started anew.
+func (n *kernel) known() error {
+	for _, net := range n.networks {
+		if len(net.Subnets) > 0 {
+			release, err := n.claims.enter()
+			if err == nil {
+				release()
+			}
+			return err
+		}
+	}
+	return nil
 }
 
 // removeDead removes the interfaces that nobody owns, but for some TAPs.
@@ -150,7 +164,11 @@ func (n *kernel) repair(r *Report, thorough bool) error {
 		}
 		routed = routed || !net.Internal
 		v6 = v6 || (net.IPv6 && !net.Internal)
-		if _, err := netlink.LinkByName(net.Bridge); notFound(err) {
+		if !n.links.hasBridge(&net.Network) {
+			if err := n.bringBack(net); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 			r.Made = append(r.Made, "interface "+net.Bridge)
 		}
 		if err := n.links.ensureBridge(&net.Network); err != nil {
@@ -287,5 +305,5 @@ func (n *kernel) reset(gone map[string]*network, r *Report) error {
 	for _, net := range gone {
 		errs = append(errs, net.silence())
 	}
-	return errors.Join(append(errs, n.removeTAPs(n.spares.close(), r), n.removeDead(nil, r), n.firewall.remove())...)
+	return errors.Join(append(errs, n.removeTAPs(n.spares.close(), r), n.removeDead(nil, r), n.firewall.remove(), n.claims.leave())...)
 }

@@ -10,6 +10,9 @@ import (
 	"strings"
 )
 
+// networksName is the file in a state directory that tells of all networks, and by being there that there are some.
+const networksName = "networks.json"
+
 // storeVersion is the format of the files below a store's directory.
 const storeVersion = 1
 
@@ -42,7 +45,7 @@ func openStore(dir string) (*store, error) {
 
 func (s *store) networks() (networksFile, error) {
 	var f networksFile
-	b, err := os.ReadFile(filepath.Join(s.dir, "networks.json"))
+	b, err := os.ReadFile(filepath.Join(s.dir, networksName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return networksFile{Version: storeVersion}, nil
 	}
@@ -60,7 +63,7 @@ func (s *store) networks() (networksFile, error) {
 
 func (s *store) putNetworks(f networksFile) error {
 	f.Version = storeVersion
-	return replaceFile(filepath.Join(s.dir, "networks.json"), f, true)
+	return replaceFile(filepath.Join(s.dir, networksName), f, true)
 }
 
 // endpoints reads all leases. Files that cannot be read, and what a write left when it was cut short, are removed.

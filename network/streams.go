@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -66,6 +67,12 @@ func (n *Networks) Plug(endpoint string, stream net.Conn) error {
 	s.plugged[e.ID] = port
 	return nil
 }
+
+// claim implements datapath: subnets are the daemon's own.
+func (n *streams) claim() (release func(), err error) { return func() {}, nil }
+
+// claimed implements datapath.
+func (n *streams) claimed() ([]netip.Prefix, error) { return nil, nil }
 
 // adapt implements datapath.
 func (n *streams) adapt(net *Network) error {

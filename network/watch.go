@@ -109,6 +109,7 @@ func (n *kernel) keepRepaired(w *watch) {
 	slow := time.NewTicker(time.Minute)
 	defer slow.Stop()
 	told := map[string]bool{} // endpoints that were lost
+	complaint := ""           // the last one: what is in the way stays there for long
 	for {
 		thorough := false
 		select {
@@ -125,7 +126,10 @@ func (n *kernel) keepRepaired(w *watch) {
 		}
 		var r Report
 		err := n.look(&r, thorough)
-		if err != nil {
+		if err == nil {
+			complaint = ""
+		} else if err.Error() != complaint {
+			complaint = err.Error()
 			n.log.Error("networks could not be repaired", "error", err)
 		}
 		if len(r.Made) > 0 {

@@ -36,6 +36,7 @@ func networkError(err error) error {
 		network.ErrExists: cerrdefs.ErrConflict, network.ErrInUse: cerrdefs.ErrPermissionDenied,
 		network.ErrExhausted: cerrdefs.ErrUnavailable, network.ErrPortTaken: errInternal, // docker's: 500
 		network.ErrUnsupported: cerrdefs.ErrNotImplemented, network.ErrLost: errInternal,
+		network.ErrOverlap: cerrdefs.ErrConflict,
 	} {
 		if errors.Is(err, kind) {
 			return &classed{err.Error(), class}

@@ -335,3 +335,63 @@ func tapsOf(t *testing.T, pid string) (names []string) {
 	}
 	return names
 }
+
+// Two daemons of one host have subnets of their own, also when the first had nothing on the host while the second picked its; both
+// are used at the same time then. One whose subnet another interface has by now says which.
+func TestTwoDaemons(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("bridge networks need root")
+	}
+	first, second := inOwn(t), inOwn(t)
+	subnet := func(c client) string {
+		return c.ok(t, "network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "bridge")
+	}
+	for _, c := range []client{first, second} {
+		c.ok(t, "run", "--rm", "busybox", "true")
+		if err := c.house.EndDaemon(commandLimit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, b := subnet(first), subnet(second); a == b {
+		t.Fatalf("both have %s", a)
+	}
+	for _, c := range []client{first, second} {
+		c.ok(t, append([]string{"run", "-d", "--name", "server", "-p", "127.0.0.1::80"}, serve(c.house.Dir)...)...)
+	}
+	for _, c := range []client{first, second} {
+		if got := fetch(t, c.ok(t, "port", "server", "80")); got != c.house.Dir {
+			t.Errorf("%s says %q", c.house.Dir, got)
+		}
+		c.ok(t, "rm", "-f", "server")
+	}
+
+	gateway := first.ok(t, "network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge")
+	if err := first.house.EndDaemon(commandLimit); err != nil {
+		t.Fatal(err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "e2e-thief"
+	thief := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(thief); err != nil {
+		t.Fatal(err)
+	}
+	there := true
+	t.Cleanup(func() {
+		if there {
+			netlink.LinkDel(thief)
+		}
+	})
+	if err := netlink.AddrAdd(thief, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(gateway), Mask: net.CIDRMask(24, 32)}}); err != nil {
+		t.Fatal(err)
+	}
+	r := first.do(t, nil, "run", "--rm", "busybox", "true")
+	if r.code != 125 || !strings.Contains(r.stderr, "interface e2e-thief") {
+		t.Errorf("with the subnet taken: exit code %d, %s", r.code, r.stderr)
+	}
+	first.ok(t, "run", "--rm", "--network", "none", "busybox", "true")
+	if err := netlink.LinkDel(thief); err != nil {
+		t.Fatal(err)
+	}
+	there = false
+	first.ok(t, "run", "--rm", "busybox", "true")
+}
