@@ -34,7 +34,7 @@ import (
 
 const (
 	// ProtocolVersion is compared for equality when a session opens. Raise it on every incompatible change.
-	ProtocolVersion = 4
+	ProtocolVersion = 5
 
 	// AgentPortName is the virtio-serial port that carries the agent protocol; in the guest it is found as
 	// /sys/class/virtio-ports/*/name.
@@ -213,22 +213,20 @@ type File struct {
 	Mode uint32 `json:"mode"` // permission bits
 }
 
-// ExecRequest starts another process in a running container.
+// ExecRequest starts another process in a running container. It is as the container's first process, filter, limits and
+// all, but for what is said here.
 type ExecRequest struct {
-	ID        string         `json:"id"`
-	Exec      string         `json:"exec"`
-	Process   *specs.Process `json:"process"`
-	User      string         `json:"user,omitempty"` // as CreateRequest.User; empty: Process.User
-	GroupAdd  []string       `json:"groupAdd,omitempty"`
-	Seccomp   []byte         `json:"-"` // as CreateRequest.Seccomp
-	StdinOpen bool           `json:"stdinOpen,omitempty"`
+	ID           string                   `json:"id"`
+	Exec         string                   `json:"exec"`
+	Args         []string                 `json:"args"`
+	Env          []string                 `json:"env"`                    // all of it; nil: the first process's
+	Cwd          string                   `json:"cwd,omitempty"`          // empty: the first process's
+	User         string                   `json:"user,omitempty"`         // as CreateRequest.User; empty: the first process's
+	Capabilities *specs.LinuxCapabilities `json:"capabilities,omitempty"` // nil: the first process's
+	Terminal     bool                     `json:"terminal,omitempty"`
+	ConsoleSize  *specs.Box               `json:"consoleSize,omitempty"` // of the terminal, when it is known
+	StdinOpen    bool                     `json:"stdinOpen,omitempty"`   // as CreateRequest.StdinOpen
 }
-
-// Attachment returns the bytes of the request that travel beside its JSON.
-func (r ExecRequest) Attachment() []byte { return r.Seccomp }
-
-// Attach puts the attachment in its place.
-func (r *ExecRequest) Attach(b []byte) { r.Seccomp = b }
 
 // ProcessRef names a container's first process (Exec empty) or an exec.
 type ProcessRef struct {

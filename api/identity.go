@@ -13,6 +13,8 @@ type IdentifyRequest struct {
 	Hostname  string `json:"hostname,omitempty"`
 	BootID    string `json:"bootId,omitempty"`    // a UUID: what /proc/sys/kernel/random/boot_id shows in the container
 	MachineID string `json:"machineId,omitempty"` // 32 hex digits: put in the place of an /etc/machine-id that is there
+	// Env is what execs have that are told of none, as the new one's first process would have it.
+	Env []string `json:"env"`
 	// Files replace what CreateRequest.Files gave the same paths.
 	Files []File `json:"files,omitempty"`
 }

@@ -85,6 +85,9 @@ func Run() error {
 	if err := a.network.park(); err != nil {
 		return err
 	}
+	if err := calmMonitor(); err != nil {
+		return err
+	}
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(gcLimit)
 	p, err := openPort(api.AgentPortName, portTimeout)

@@ -40,7 +40,9 @@ type container struct {
 	state  state
 	init   *process
 	execs  map[string]*process // nil value: being started
+	env    []string            // what execs have, where it is not the first process's
 	joined bool                // the thread's children are born in the container's PID namespace; thread only
+	caps   *launch.Caps        // the first process's, once they are known; thread only
 }
 
 // create makes a container from a request that has been checked.
@@ -255,9 +257,6 @@ func (c *container) exec(r *api.ExecRequest) (*process, error) {
 	if !validID(r.Exec) {
 		return nil, api.Errorf(api.CodeInvalid, "exec id %.40q", r.Exec)
 	}
-	if err := checkProcess(r.Process); err != nil {
-		return nil, err
-	}
 	c.mu.Lock()
 	if c.state != running || !c.init.running() {
 		c.mu.Unlock()
@@ -269,9 +268,7 @@ func (c *container) exec(r *api.ExecRequest) (*process, error) {
 	}
 	c.execs[r.Exec] = nil
 	c.mu.Unlock()
-	p, err := c.launch(&request{
-		process: r.Process, user: r.User, groupAdd: r.GroupAdd, seccomp: r.Seccomp, stdinOpen: r.StdinOpen,
-	})
+	p, err := c.launchExec(r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {

@@ -24,7 +24,7 @@ func (v *testVM) startBox(r *api.CreateRequest) api.ProcessRef {
 
 func (v *testVM) execIn(id, exec string, change func(*api.ExecRequest), args ...string) ended {
 	v.t.Helper()
-	r := &api.ExecRequest{ID: id, Exec: exec, Process: dockerSpec(args...).Process}
+	r := &api.ExecRequest{ID: id, Exec: exec, Args: args}
 	if change != nil {
 		change(r)
 	}
@@ -52,7 +52,7 @@ func testExec(t *testing.T, v *testVM, box []api.Disk) {
 	if e := v.execIn("host", "a", nil, "nothing"); code(e.err) != api.CodeCommandNotFound {
 		t.Errorf("%+v: %v", e, e.err)
 	}
-	if e := v.execIn("host", "a", func(r *api.ExecRequest) { r.Process.Cwd = "/none" }, "true"); e.err == nil {
+	if e := v.execIn("host", "a", func(r *api.ExecRequest) { r.Cwd = "/none" }, "true"); e.err == nil {
 		t.Errorf("%+v: %v", e, e.err)
 	}
 	// A background process that holds the pipe does not hold the end of the output.
@@ -61,7 +61,7 @@ func testExec(t *testing.T, v *testVM, box []api.Disk) {
 		t.Errorf("%+v after %v", e, time.Since(begin))
 	}
 	testOneCall(t, v)
-	v.call(api.MethodExec, &api.ExecRequest{ID: "host", Exec: "k", Process: dockerSpec("sleep", "100").Process}, nil)
+	v.call(api.MethodExec, &api.ExecRequest{ID: "host", Exec: "k", Args: []string{"sleep", "100"}}, nil)
 	ref := api.ProcessRef{ID: "host", Exec: "k"}
 	v.call(api.MethodSignal, api.SignalRequest{ProcessRef: ref, Signal: 9}, nil)
 	var s api.ExitStatus
@@ -69,7 +69,7 @@ func testExec(t *testing.T, v *testVM, box []api.Disk) {
 		t.Errorf("%+v", s)
 	}
 	// The first process's end ends them all.
-	v.call(api.MethodExec, &api.ExecRequest{ID: "host", Exec: "l", Process: dockerSpec("sleep", "100").Process}, nil)
+	v.call(api.MethodExec, &api.ExecRequest{ID: "host", Exec: "l", Args: []string{"sleep", "100"}}, nil)
 	v.call(api.MethodSignal, api.SignalRequest{ProcessRef: api.ProcessRef{ID: "host"}, Signal: 9}, nil)
 	if v.call(api.MethodWait, api.ProcessRef{ID: "host", Exec: "l"}, &s); s.Code != 137 {
 		t.Errorf("%+v", s)
@@ -85,7 +85,7 @@ func testOneCall(t *testing.T, v *testVM) {
 	defer cancel()
 	var started api.StartResult
 	s, err := v.client.Stream(ctx, api.MethodExec,
-		&api.ExecRequest{ID: "host", Exec: "one", Process: dockerSpec("sh", "-c", "echo words; exit 7").Process}, &started)
+		&api.ExecRequest{ID: "host", Exec: "one", Args: []string{"sh", "-c", "echo words; exit 7"}}, &started)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,11 @@ func (a *Agent) identify(r *api.IdentifyRequest) (any, error) {
 	if err := c.given.rewrite(r.Files); err != nil {
 		return nil, err
 	}
+	if r.Env != nil {
+		c.mu.Lock()
+		c.env = r.Env
+		c.mu.Unlock()
+	}
 	covers := map[string]string{}
 	if r.BootID != "" {
 		covers[bootIDPath] = r.BootID

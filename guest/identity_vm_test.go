@@ -17,14 +17,14 @@ func testIdentity(t *testing.T, v *testVM, box []api.Disk) {
 	if len(before) != 4 || before[0] != "box" || before[1] != "first-name" || before[2] != "old" {
 		t.Fatalf("before: %q", before)
 	}
-	v.call(api.MethodExec, &api.ExecRequest{ID: "first", Exec: "left", Process: dockerSpec("sleep", "100").Process}, nil)
+	v.call(api.MethodExec, &api.ExecRequest{ID: "first", Exec: "left", Args: []string{"sleep", "100"}}, nil)
 	v.call(api.MethodFreeze, api.FreezeRequest{ID: "first", Frozen: true}, nil)
 	const boot, machine = "01234567-89ab-cdef-0123-456789abcdef", "00112233445566778899aabbccddeeff"
-	v.call(api.MethodIdentify, api.IdentifyRequest{ID: "first", NewID: "second", Hostname: "other", BootID: boot, MachineID: machine,
+	v.call(api.MethodIdentify, api.IdentifyRequest{ID: "first", NewID: "second", Hostname: "other", BootID: boot, MachineID: machine, Env: []string{"PATH=/bin", "OTHER=1"},
 		Files: []api.File{{Path: "/etc/hostname", Data: []byte("other\n"), Mode: 0o644}}}, nil)
 	v.call(api.MethodFreeze, api.FreezeRequest{ID: "second", Frozen: false}, nil)
-	e := v.execIn("second", "b", nil, "sh", "-c", who+"; ps -o args | grep -c '[s]leep 100$'")
-	if want := strings.Join([]string{"other", "other", machine, boot, "0", ""}, "\n"); e.stdout != want {
+	e := v.execIn("second", "b", nil, "sh", "-c", who+"; ps -o args | grep -c '[s]leep 100$'; echo $OTHER")
+	if want := strings.Join([]string{"other", "other", machine, boot, "0", "1", ""}, "\n"); e.stdout != want {
 		t.Errorf("after: %q, not %q: %+v", e.stdout, want, e)
 	}
 	for name, r := range map[string]api.IdentifyRequest{

@@ -37,19 +37,32 @@ func rlimits(p *specs.Process) ([]launch.Rlimit, error) {
 	return list, nil
 }
 
+// capabilities are those of a process; the container's own are only worked out once.
+func (c *container) capabilities(asked *specs.LinuxCapabilities) (caps *launch.Caps, err error) {
+	own := asked == c.req.Spec.Process.Capabilities
+	if own && c.caps != nil {
+		return c.caps, nil
+	}
+	caps, err = capabilities(asked)
+	if own && err == nil {
+		c.caps = caps
+	}
+	return caps, err
+}
+
 // capabilities are none when the spec names none: a process must ask for what it may do.
-func capabilities(p *specs.Process) (*launch.Caps, error) {
+func capabilities(asked *specs.LinuxCapabilities) (*launch.Caps, error) {
 	c := &launch.Caps{}
-	if p.Capabilities == nil {
+	if asked == nil {
 		return c, nil
 	}
 	for _, set := range []struct {
 		names []string
 		into  *launch.CapSet
 	}{
-		{p.Capabilities.Bounding, &c.Bounding}, {p.Capabilities.Effective, &c.Effective},
-		{p.Capabilities.Permitted, &c.Permitted}, {p.Capabilities.Inheritable, &c.Inheritable},
-		{p.Capabilities.Ambient, &c.Ambient},
+		{asked.Bounding, &c.Bounding}, {asked.Effective, &c.Effective},
+		{asked.Permitted, &c.Permitted}, {asked.Inheritable, &c.Inheritable},
+		{asked.Ambient, &c.Ambient},
 	} {
 		var err error
 		if *set.into, err = launch.ParseCaps(set.names); err != nil {

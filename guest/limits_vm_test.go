@@ -98,7 +98,7 @@ func testSpeed(t *testing.T, v *testVM, box []api.Disk) {
 	v.startBox(&api.CreateRequest{ID: "host", Rootfs: api.Rootfs{Layers: box}, Spec: dockerSpec("sleep", "1000")})
 	for i := range 5 {
 		begin := time.Now()
-		v.call(api.MethodExec, &api.ExecRequest{ID: "host", Exec: "x", Process: dockerSpec("true").Process}, nil)
+		v.call(api.MethodExec, &api.ExecRequest{ID: "host", Exec: "x", Args: []string{"true"}}, nil)
 		started := time.Since(begin)
 		var s api.ExitStatus
 		v.call(api.MethodWait, api.ProcessRef{ID: "host", Exec: "x"}, &s)

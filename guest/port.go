@@ -5,16 +5,19 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cradlevm/cradle/api"
 	"golang.org/x/sys/unix"
 )
 
-// port is a virtio-serial port. Reading one while no host is connected returns zero bytes at once; port waits instead.
+// port is a virtio-serial port. Go's poller waits on it, so that whoever waits for the host holds neither a thread nor the
+// processor that the Go runtime counts: a guest has one, and what else the agent does would wait until the runtime's monitor
+// takes it back.
 type port struct {
-	fd    int
-	epoll int
+	file *os.File
+	conn syscall.RawConn
 }
 
 // openPort finds a port by its name and opens it.
@@ -35,52 +38,63 @@ func openPort(name string, timeout time.Duration) (io.ReadWriter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("virtio-serial port %s: %w", api.AgentPortName, err)
 	}
-	fd, err := unix.Open(node, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(node, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", node, err)
 	}
-	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	return newPort(os.NewFile(uintptr(fd), node))
+}
+
+func newPort(f *os.File) (*port, error) {
+	conn, err := f.SyscallConn()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open %s: %w", f.Name(), err)
 	}
-	// Edge-triggered: while no host is there the port is permanently hung up, but says so once per change only.
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLHUP | unix.EPOLLET&0xffffffff}
-	if err := unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
-		return nil, err
-	}
-	return &port{fd: fd, epoll: ep}, nil
+	return &port{f, conn}, nil
 }
 
-// Read blocks in the kernel while a host is connected, and until one is.
-func (p *port) Read(b []byte) (int, error) {
-	for {
-		n, err := unix.Read(p.fd, b)
-		if n > 0 {
-			return n, nil
-		}
-		if err != nil && err != unix.EINTR {
-			return 0, fmt.Errorf("read agent port: %w", err)
-		}
-		if err == nil {
-			var events [1]unix.EpollEvent
-			if _, err := unix.EpollWait(p.epoll, events[:], -1); err != nil && err != unix.EINTR {
-				return 0, fmt.Errorf("wait for the host: %w", err)
+// Read waits while a host is connected and says nothing, and until one is: a read returns zero bytes at once then, and the
+// poller, which is edge-triggered, tells of the host that comes.
+func (p *port) Read(b []byte) (n int, err error) {
+	wait := p.conn.Read(func(fd uintptr) bool {
+		n, err = retry(unix.Read, fd, b)
+		return n > 0 || err != nil && err != unix.EAGAIN
+	})
+	if wait != nil {
+		err = wait
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read agent port: %w", err)
+	}
+	return n, nil
+}
+
+// Write waits while no host is connected.
+func (p *port) Write(b []byte) (done int, err error) {
+	wait := p.conn.Write(func(fd uintptr) bool {
+		for done < len(b) {
+			var n int
+			if n, err = retry(unix.Write, fd, b[done:]); err != nil {
+				return err != unix.EAGAIN
 			}
-		}
-	}
-}
-
-// Write blocks while no host is connected.
-func (p *port) Write(b []byte) (int, error) {
-	done := 0
-	for done < len(b) {
-		n, err := unix.Write(p.fd, b[done:])
-		if err != nil && err != unix.EINTR && err != unix.EAGAIN {
-			return done, fmt.Errorf("write agent port: %w", err)
-		}
-		if n > 0 {
 			done += n
 		}
+		return true
+	})
+	if wait != nil {
+		err = wait
+	}
+	if err != nil {
+		return done, fmt.Errorf("write agent port: %w", err)
 	}
 	return done, nil
+}
+
+// retry does a system call on a descriptor until no signal interrupts it. An error comes with no bytes.
+func retry(call func(fd int, b []byte) (int, error), fd uintptr, b []byte) (int, error) {
+	for {
+		if n, err := call(int(fd), b); err != unix.EINTR {
+			return max(0, n), err
+		}
+	}
 }

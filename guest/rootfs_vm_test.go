@@ -93,7 +93,7 @@ func testUnplug(t *testing.T, v *testVM, box []api.Disk) {
 			t.Fatal(err)
 		}
 	}
-	if e := v.execIn(other.ID, "a", func(r *api.ExecRequest) { r.Process.Terminal = true }, "tty"); strings.TrimSpace(e.stdout) != "/dev/pts/0" {
+	if e := v.execIn(other.ID, "a", func(r *api.ExecRequest) { r.Terminal = true }, "tty"); strings.TrimSpace(e.stdout) != "/dev/pts/0" {
 		t.Errorf("%+v: %v", e, e.err)
 	}
 }

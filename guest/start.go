@@ -21,6 +21,40 @@ type request struct {
 	first     bool // the container's first process
 }
 
+// launchExec starts a process that is as the first one, but for what r says.
+func (c *container) launchExec(r *api.ExecRequest) (*process, error) {
+	p := *c.req.Spec.Process
+	p.Args, p.Terminal, p.ConsoleSize = r.Args, r.Terminal, r.ConsoleSize
+	p.Env = c.execEnv(r.Env)
+	if r.Cwd != "" {
+		p.Cwd = r.Cwd
+	}
+	if r.Capabilities != nil {
+		p.Capabilities = r.Capabilities
+	}
+	user := r.User
+	if user == "" {
+		user = c.req.User
+	}
+	if err := checkProcess(&p); err != nil {
+		return nil, err
+	}
+	return c.launch(&request{process: &p, user: user, groupAdd: c.req.GroupAdd, seccomp: c.req.Seccomp, stdinOpen: r.StdinOpen})
+}
+
+// execEnv is an exec's environment: what is asked for or, without that, the container's.
+func (c *container) execEnv(asked []string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case asked != nil:
+		return asked
+	case c.env != nil:
+		return c.env
+	}
+	return c.req.Spec.Process.Env
+}
+
 // launch starts a process in the container, on the container's thread.
 func (c *container) launch(r *request) (*process, error) {
 	var p *process
@@ -133,7 +167,7 @@ func (c *container) launchSpec(r *request) (*launch.Spec, error) {
 		}
 		s.Env = append(s.Env[:len(s.Env):len(s.Env)], "HOME="+home)
 	}
-	if s.Caps, err = capabilities(p); err != nil {
+	if s.Caps, err = c.capabilities(p.Capabilities); err != nil {
 		return nil, err
 	}
 	if s.Rlimits, err = rlimits(p); err != nil {

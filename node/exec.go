@@ -94,7 +94,7 @@ func (c *ctr) createExec(name string, r container.ExecCreateRequest, probe bool)
 		return nil, err
 	}
 	rec, e := c.snapshot(), newExec(c, newID(), execRecord{Request: &r, Created: time.Now(), Probe: probe})
-	if _, err := runspec.Exec(rec.spec(), e.id, r, c.node.settings); err != nil {
+	if _, err := runspec.Exec(rec.spec(), e.id, r); err != nil {
 		return nil, err
 	}
 	e.keep()

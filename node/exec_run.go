@@ -85,7 +85,7 @@ func (e *exec) launch(r *run) (*sandbox.Output, error) {
 	ctx, cancel := context.WithTimeout(e.c.node.ctx, execLimit)
 	defer cancel()
 	rec, request := e.c.snapshot(), e.request()
-	asked, err := runspec.Exec(rec.spec(), e.id, request, e.c.node.settings)
+	asked, err := runspec.Exec(rec.spec(), e.id, request)
 	if wd := request.WorkingDir; err == nil && wd != "" && !strings.HasPrefix(wd, "/") {
 		err = invalid("OCI runtime exec failed: exec failed: Cwd must be an absolute path")
 	}

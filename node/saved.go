@@ -245,6 +245,7 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 	who := api.IdentifyRequest{ID: from.guest, NewID: c.id}
 	if !how.same {
 		who.Hostname, who.BootID, who.MachineID = rec.Config.Hostname, sandbox.NewBootID(), sandbox.NewMachineID()
+		who.Env = request.Spec.Process.Env
 		for _, f := range request.Files {
 			if f.Path == "/etc/hostname" {
 				who.Files = append(who.Files, f)

@@ -195,7 +195,7 @@ func (s *shadow) awaitQuiet(ctx context.Context, config container.Config) error 
 func (s *shadow) probeOnce(ctx context.Context, machine *sandbox.Sandbox, command []string) (int, error) {
 	rec := s.snapshot()
 	id := newID()
-	request, err := runspec.Exec(rec.spec(), id, container.ExecCreateRequest{Cmd: command}, s.node.settings)
+	request, err := runspec.Exec(rec.spec(), id, container.ExecCreateRequest{Cmd: command})
 	if err != nil {
 		return 0, err
 	}

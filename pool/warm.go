@@ -125,7 +125,7 @@ func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox) error {
 	if err != nil {
 		return err
 	}
-	second, _, err := s.Exec(ctx, api.ExecRequest{ID: warmID, Exec: warmID, Process: &process, User: r.User, Seccomp: r.Seccomp})
+	second, _, err := s.Exec(ctx, api.ExecRequest{ID: warmID, Exec: warmID, Args: process.Args})
 	if err == nil {
 		err = ended(ctx, second)
 		second.Forget()

@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"encoding/binary"
 	"errors"
 	"runtime"
 	"strconv"
@@ -220,7 +219,7 @@ func (p *program) user(s *Spec) {
 	}
 }
 
-// seccomp installs a filter: an array of struct sock_filter.
+// seccomp installs a filter: an array of struct sock_filter, little-endian.
 func (p *program) seccomp(filter []byte) {
 	if len(filter) == 0 {
 		return
@@ -229,13 +228,7 @@ func (p *program) seccomp(filter []byte) {
 		p.err = errors.New("seccomp filter is not an array of 1 to 4096 instructions")
 		return
 	}
-	code := make([]unix.SockFilter, len(filter)/8)
-	for i := range code {
-		b := filter[i*8:]
-		code[i] = unix.SockFilter{
-			Code: binary.LittleEndian.Uint16(b), Jt: b[2], Jf: b[3], K: binary.LittleEndian.Uint32(b[4:]),
-		}
-	}
-	prog := &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+	// The array is what the kernel takes: both are little-endian, and it copies it with whatever alignment.
+	prog := &unix.SockFprog{Len: uint16(len(filter) / 8), Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0]))}
 	p.add("install seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, hold(p, prog))
 }

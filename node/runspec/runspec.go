@@ -168,55 +168,33 @@ func processOf(c Container) (*specs.Process, error) {
 	return p, nil
 }
 
-// Exec makes the agent's request for one exec in c, as docker exec does: the container's environment, capabilities,
-// limits and seccomp filter with r's differences. Errors: ErrInvalidArgument.
-func Exec(c Container, exec string, r container.ExecCreateRequest, s Settings) (api.ExecRequest, error) {
-	s = s.withDefaults()
+// Exec makes the agent's request for one exec in c, as docker exec does: all that it leaves out, the seccomp filter
+// included, is the container's, also of a privileged exec, of which docker changes only the capabilities. Errors:
+// ErrInvalidArgument.
+func Exec(c Container, exec string, r container.ExecCreateRequest) (api.ExecRequest, error) {
 	if len(r.Cmd) == 0 {
 		return api.ExecRequest{}, invalid("No exec command specified")
 	}
 	if err := checkEnv(r.Env); err != nil {
 		return api.ExecRequest{}, err
 	}
-	p, err := processOf(c)
-	if err != nil {
-		return api.ExecRequest{}, err
+	asked := api.ExecRequest{ID: c.ID, Exec: exec, Args: slices.Clone(r.Cmd), Terminal: r.Tty, StdinOpen: r.AttachStdin}
+	if len(r.Env) > 0 || r.Tty != c.Config.Tty {
+		asked.Env = overrideEnv(environment(c.Config, r.Tty), r.Env)
 	}
-	sec, err := parseSecurity(c.Host)
-	if err != nil {
-		return api.ExecRequest{}, err
-	}
-	// The filter is the container's, also of a privileged exec: docker changes only the capabilities.
-	filter, err := sec.filter(p.Capabilities.Bounding, s)
-	if err != nil {
-		return api.ExecRequest{}, err
-	}
-	p.Args = slices.Clone(r.Cmd)
-	p.Env = overrideEnv(environment(c.Config, r.Tty), r.Env)
-	p.Terminal = r.Tty
-	p.ConsoleSize = nil
 	if r.Tty && r.ConsoleSize != nil {
-		p.ConsoleSize = consoleSize(*r.ConsoleSize)
+		asked.ConsoleSize = consoleSize(*r.ConsoleSize)
 	}
 	if r.WorkingDir != "" {
-		p.Cwd = workingDir(r.WorkingDir)
+		asked.Cwd = workingDir(r.WorkingDir)
 	}
 	if r.Privileged {
-		p.Capabilities = capabilitySet(knownCapabilities())
+		asked.Capabilities = capabilitySet(knownCapabilities())
 	}
-	user := r.User
-	if user == "" {
-		user = c.Config.User
+	if r.User != "" {
+		asked.User = userOf(r.User)
 	}
-	return api.ExecRequest{
-		ID:        c.ID,
-		Exec:      exec,
-		Process:   p,
-		User:      userOf(user),
-		GroupAdd:  slices.Clone(c.Host.GroupAdd),
-		Seccomp:   filter,
-		StdinOpen: r.AttachStdin,
-	}, nil
+	return asked, nil
 }
 
 // userOf names root when nobody is named: the agent then looks root up in the image's /etc/passwd and /etc/group, so

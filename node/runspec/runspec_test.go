@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/cradlevm/cradle/api"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -289,25 +290,25 @@ func TestExec(t *testing.T) {
 	c := prepared(t, &container.Config{User: "app", WorkingDir: "/srv", Env: []string{"A=1"}}, &container.HostConfig{
 		GroupAdd: []string{"audio"}, CapDrop: []string{"ALL"}, OomScoreAdj: 5,
 	})
-	req, err := Exec(c, "e1", container.ExecCreateRequest{Cmd: []string{"sh"}, Tty: true, Env: []string{"A=2", "B=3"}, AttachStdin: true, ConsoleSize: &[2]uint{10, 20}}, Settings{})
+	req, err := Exec(c, "e0", container.ExecCreateRequest{Cmd: []string{"sh"}})
+	if err != nil || !reflect.DeepEqual(req, api.ExecRequest{ID: c.ID, Exec: "e0", Args: []string{"sh"}}) {
+		t.Errorf("%v: what is the container's is said: %+v", err, req)
+	}
+	req, err = Exec(c, "e1", container.ExecCreateRequest{Cmd: []string{"sh"}, Tty: true, Env: []string{"A=2", "B=3"}, AttachStdin: true, ConsoleSize: &[2]uint{10, 20}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := req.Process
-	if req.User != "app" || p.Cwd != "/srv" || !p.Terminal || !req.StdinOpen || p.ConsoleSize.Width != 20 || len(req.Seccomp) == 0 || *p.OOMScoreAdj != 5 {
+	if !req.Terminal || !req.StdinOpen || req.ConsoleSize.Width != 20 || req.Capabilities != nil {
 		t.Errorf("%+v", req)
 	}
-	if !slices.Equal(p.Env, []string{"PATH=" + defaultPath, "HOSTNAME=0123456789ab", "TERM=xterm", "A=2", "B=3"}) {
-		t.Errorf("%q", p.Env)
+	if !slices.Equal(req.Env, []string{"PATH=" + defaultPath, "HOSTNAME=0123456789ab", "TERM=xterm", "A=2", "B=3"}) {
+		t.Errorf("%q", req.Env)
 	}
-	if len(p.Capabilities.Bounding) != 0 {
-		t.Error("capabilities were added")
-	}
-	req, err = Exec(c, "e2", container.ExecCreateRequest{Cmd: []string{"sh"}, Privileged: true, User: "1:2", WorkingDir: "/x"}, Settings{})
-	if err != nil || len(req.Process.Capabilities.Bounding) != 41 || req.User != "1:2" || req.Process.Cwd != "/x" {
+	req, err = Exec(c, "e2", container.ExecCreateRequest{Cmd: []string{"sh"}, Privileged: true, User: "1:2", WorkingDir: "/x", Env: []string{"PATH", "HOSTNAME", "A"}})
+	if err != nil || len(req.Capabilities.Bounding) != 41 || req.User != "1:2" || req.Cwd != "/x" || req.Env == nil || len(req.Env) != 0 {
 		t.Errorf("%v %+v", err, req)
 	}
-	if _, err = Exec(c, "e3", container.ExecCreateRequest{}, Settings{}); err == nil || err.Error() != "No exec command specified" {
+	if _, err = Exec(c, "e3", container.ExecCreateRequest{}); err == nil || err.Error() != "No exec command specified" {
 		t.Error(err)
 	}
 }

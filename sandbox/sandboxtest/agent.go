@@ -99,7 +99,7 @@ func (m *Machine) answer(call *wire.Call) (result any, serve func(), err error) 
 		if err := call.Params(&r); err != nil {
 			return nil, nil, err
 		}
-		return m.begin(call, api.ProcessRef{ID: r.ID, Exec: r.Exec}, r.Process.Args, r.StdinOpen)
+		return m.begin(call, api.ProcessRef{ID: r.ID, Exec: r.Exec}, r.Args, r.StdinOpen)
 	case api.MethodStart:
 		var r api.ProcessRef
 		if err := call.Params(&r); err != nil {

@@ -293,7 +293,7 @@ func (b *box) run(t *testing.T, args []string) []byte {
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	b.execs++
-	r, err := runspec.Exec(b.base, fmt.Sprintf("walk%d", b.execs), container.ExecCreateRequest{Cmd: args, Privileged: true}, runspec.Settings{})
+	r, err := runspec.Exec(b.base, fmt.Sprintf("walk%d", b.execs), container.ExecCreateRequest{Cmd: args, Privileged: true})
 	if err != nil {
 		t.Fatal(err)
 	}
