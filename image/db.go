@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -104,16 +103,3 @@ func refsByImage(tx *bolt.Tx) map[string][]string {
 	})
 	return refs
 }
-
-// holders returns who holds an image.
-func holders(tx *bolt.Tx, id string) []string {
-	var owners []string
-	prefix := holdKey(id, "")
-	c := tx.Bucket([]byte(bucketHolds)).Cursor()
-	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
-		owners = append(owners, string(k[len(prefix):]))
-	}
-	return owners
-}
-
-func holdKey(id, owner string) []byte { return []byte(id + "\x00" + owner) }

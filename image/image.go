@@ -7,7 +7,7 @@
 //	layers/sha256/<diffid>.erofs   a layer as a block image (package erofs), shared by every sandbox
 //	layers/sha256/<diffid>.full.erofs   the same for old kernels (Store.Plain), made when first asked for
 //	blobs/sha256/<digest>          configs and manifests, as they came
-//	db                             bbolt: references, images, what holds them
+//	db                             bbolt: references, images, who holds them
 //	tmp/                           work in progress; emptied when the store opens
 //
 // An image's id is the digest of its config. A layer is named by its diff id: the digest of its uncompressed tar.
@@ -115,8 +115,14 @@ type Store interface {
 	// Hold keeps the image's files as long as owner (a container's id) holds it; idempotent. Holds survive
 	// restarts. ErrNotFound.
 	Hold(id, owner string) error
-	// Release ends all of owner's holds; idempotent.
+	// Borrow is Hold for an owner that whoever opens the store next knows of and borrows for again: it is not written
+	// down. ErrNotFound.
+	Borrow(id, owner string) error
+	// Release ends all that owner holds and borrows; idempotent.
 	Release(owner string) error
+	// Settle deletes the images that were removed by force and that nobody holds any more, after everybody has borrowed
+	// again.
+	Settle() error
 	// DiskUsage returns the bytes that layers take on disk.
 	DiskUsage() (int64, error)
 	Close() error

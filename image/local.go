@@ -69,9 +69,11 @@ type Local struct {
 	flights   flightGroup
 	downloads chan struct{} // a token for each download
 
-	// gc is held while images come or go: by commit, Remove, Prune and the end of a lease. It makes "the database
+	// gc is held while images come or go: by commit, Remove, Prune and the end of a hold. It makes "the database
 	// no longer needs this file" and "the file is gone" one step for everybody else.
 	gc sync.Mutex
+	// borrowed are the ids of the images that each owner has borrowed; guarded by gc.
+	borrowed map[string][]string
 }
 
 var _ Store = (*Local)(nil)
@@ -79,7 +81,7 @@ var _ Store = (*Local)(nil)
 // Open opens the store in dir, making it if there is none, and clears away what an interrupted process left: it is
 // the only one to use dir until Close.
 func Open(dir string, o Options) (*Local, error) {
-	s := &Local{dir: dir, o: o.withDefaults(), fromTar: erofs.FromTar, openTar: erofs.Tar}
+	s := &Local{dir: dir, o: o.withDefaults(), borrowed: map[string][]string{}, fromTar: erofs.FromTar, openTar: erofs.Tar}
 	s.downloads = make(chan struct{}, s.o.Downloads)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)

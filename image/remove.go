@@ -10,8 +10,9 @@ import (
 
 // removal is what a transaction took out of the database, for deletion from the disk once it is committed.
 type removal struct {
-	untagged []string // familiar
-	images   []string // ids
+	holders  func(id string) []string // who keeps an image
+	untagged []string                 // familiar
+	images   []string                 // ids
 	blobs    []digest.Digest
 	layers   []digest.Digest
 }
@@ -40,7 +41,7 @@ func (s *Local) Prune(all bool) (deleted []string, reclaimed int64, err error) {
 		var ids []string
 		err := eachImage(tx, func(id string, _ imageRow) error {
 			tags, _ := splitRefs(refs[id])
-			if (all || len(tags) == 0) && len(holders(tx, id)) == 0 {
+			if (all || len(tags) == 0) && len(rm.holders(id)) == 0 {
 				ids = append(ids, id)
 			}
 			return nil
@@ -53,46 +54,17 @@ func (s *Local) Prune(all bool) (deleted []string, reclaimed int64, err error) {
 	return gone.images, reclaimed, err
 }
 
-// Hold implements Store.
-func (s *Local) Hold(id, owner string) error {
-	s.gc.Lock()
-	defer s.gc.Unlock()
-	return s.db.Update(func(tx *bolt.Tx) error {
-		id, _, err := lookup(tx, id)
-		if err != nil {
-			return err
-		}
-		return tx.Bucket([]byte(bucketHolds)).Put(holdKey(id, owner), nil)
-	})
-}
-
-// Release implements Store.
-func (s *Local) Release(owner string) error {
-	_, _, err := s.change(func(tx *bolt.Tx, rm *removal) error {
-		var ids []string
-		err := eachImage(tx, func(id string, row imageRow) error {
-			if err := tx.Bucket([]byte(bucketHolds)).Delete(holdKey(id, owner)); err != nil {
-				return err
-			}
-			if row.Doomed && len(holders(tx, id)) == 0 {
-				ids = append(ids, id)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		return rm.deleteImages(tx, ids, refsByImage(tx))
-	})
-	return err
-}
-
 // change runs a transaction that takes things away and, once it is committed, deletes the files nobody needs.
 func (s *Local) change(fn func(*bolt.Tx, *removal) error) (gone removal, reclaimed int64, err error) {
 	s.gc.Lock()
 	defer s.gc.Unlock()
+	return s.changeLocked(fn)
+}
+
+// changeLocked is change for who holds gc.
+func (s *Local) changeLocked(fn func(*bolt.Tx, *removal) error) (gone removal, reclaimed int64, err error) {
 	err = s.db.Update(func(tx *bolt.Tx) error {
-		gone = removal{}
+		gone = removal{holders: func(id string) []string { return s.holders(tx, id) }}
 		if err := fn(tx, &gone); err != nil {
 			return err
 		}
@@ -121,7 +93,7 @@ func (rm *removal) byName(tx *bolt.Tx, id, key string, refs []string, force bool
 	if len(gone) < len(refs) {
 		return rm.untag(tx, gone)
 	}
-	if owners := holders(tx, id); len(owners) > 0 {
+	if owners := rm.holders(id); len(owners) > 0 {
 		if !force {
 			return faultf(ErrInUse, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
 				familiar(key), shortID(owners[0]), shortID(id))
@@ -157,7 +129,7 @@ func (rm *removal) byID(tx *bolt.Tx, id string, refs []string, force bool) error
 	if !single && !force {
 		return faultf(ErrInUse, "conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", shortID(id))
 	}
-	if owners := holders(tx, id); len(owners) > 0 {
+	if owners := rm.holders(id); len(owners) > 0 {
 		if !force {
 			return faultf(ErrInUse, "conflict: unable to delete %s (must be forced) - image is being used by container %s",
 				shortID(id), shortID(owners[0]))
@@ -244,7 +216,7 @@ func deleteImageRows(tx *bolt.Tx, id string, refs []string) error {
 			return err
 		}
 	}
-	for _, owner := range holders(tx, id) {
+	for _, owner := range lastingHolders(tx, id) {
 		if err := tx.Bucket([]byte(bucketHolds)).Delete(holdKey(id, owner)); err != nil {
 			return err
 		}

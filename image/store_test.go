@@ -94,6 +94,42 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// What is borrowed is held until the store closes. An image that was removed by force meanwhile goes with the last that
+// has it, be it under another daemon.
+func TestBorrow(t *testing.T) {
+	s, app, _ := stocked(t)
+	must(0, s.Borrow(app.ID, "a"))
+	must(0, s.Borrow(app.ID, "a"))
+	must(0, s.Borrow(app.ID, "b"))
+	must(0, s.Hold(app.ID, "b"))
+	must(0, s.Release("nobody"))
+	_, _, err := s.Remove("app:1", false)
+	if want := "container a is using its referenced image"; !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v", err)
+	}
+	if deleted, _, err := s.Prune(true); err != nil || slices.Contains(deleted, app.ID) {
+		t.Errorf("pruned %v %v", deleted, err)
+	}
+	if _, deleted, err := s.Remove("app:1", true); err != nil || len(deleted) != 0 {
+		t.Errorf("got %v %v", deleted, err)
+	}
+	must(0, s.Release("b"))
+	must(0, s.Settle())
+	s = reopen(t, s)
+	must(0, s.Borrow(app.ID, "a"))
+	must(0, s.Settle())
+	must(s.Get(app.ID))
+	s = reopen(t, s)
+	must(0, s.Settle()) // "a" was not there again
+	if _, err := s.Get(app.ID); !errors.Is(err, ErrNotFound) {
+		t.Errorf("outlives its last hold: %v", err)
+	}
+	checkClean(t, s)
+	if err := s.Borrow(app.ID, "a"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestHold(t *testing.T) {
 	s, app, _ := stocked(t)
 	const owner = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
@@ -140,7 +176,7 @@ func reopen(t testing.TB, s *Local) *Local {
 	if err != nil {
 		t.Fatal(err)
 	}
-	*s = Local{dir: n.dir, o: n.o, db: n.db, fromTar: n.fromTar, openTar: n.openTar, downloads: n.downloads}
+	*s = Local{dir: n.dir, o: n.o, db: n.db, fromTar: n.fromTar, openTar: n.openTar, downloads: n.downloads, borrowed: n.borrowed}
 	must(0, s.loadLayers())
 	return s
 }

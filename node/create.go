@@ -123,7 +123,7 @@ func (n *Node) add(name string, rec record) (err error) {
 	}
 	if rec.Dir == "" {
 		undo.push("hold on the image", func() error { return n.options.Images.Release(rec.ID) })
-		if err := n.options.Images.Hold(rec.ImageID, rec.ID); err != nil {
+		if err := n.options.Images.Borrow(rec.ImageID, rec.ID); err != nil {
 			return imageError(err)
 		}
 	}

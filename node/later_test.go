@@ -13,14 +13,14 @@ import (
 // refusing makes the disk refuse every change of the state, until it is called again.
 func (h *house) refusing() (allow func()) {
 	h.t.Helper()
-	db := h.store.db
-	h.replace(new(bolt.DB)) // as one that may only be read
-	return func() { h.replace(db) }
+	st := *h.store
+	h.replace(store{new(bolt.DB), new(bolt.DB)}) // as one that may only be read
+	return func() { h.replace(st) }
 }
 
-// replace gives the node another database, while nobody does anything with the one it has. It holds the locks that all take
+// replace gives the node another store, while nobody does anything with the one it has. It holds the locks that all take
 // who are going to.
-func (h *house) replace(db *bolt.DB) {
+func (h *house) replace(st store) {
 	synctest.Wait()
 	h.unsaved.mu.Lock()
 	defer h.unsaved.mu.Unlock()
@@ -28,7 +28,7 @@ func (h *house) replace(db *bolt.DB) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 	}
-	h.store.db = db
+	*h.store = st
 }
 
 // What has been told while the disk took nothing, the next daemon knows, once it takes things again; and what was to go goes.

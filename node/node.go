@@ -3,7 +3,8 @@
 //
 // # Where things are
 //
-//	Root/state.db              bbolt: one record per container
+//	Root/state.db              bbolt: one record per container, and
+//	Root/state-BOOT.db         for those that are removed at their end (store.go)
 //	Root/containers/ID/        scratch.ext4 (the container's writable disk), log/ (its output), execs/ (one file each),
 //	                           state/ (what a hibernated one goes on from)
 //	Root/ready/                the writable disks of VMs that the pool has prepared
@@ -112,7 +113,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 			return nil, fmt.Errorf("open node: %w", err)
 		}
 	}
-	st, err := openStore(filepath.Join(o.Root, "state.db"))
+	st, err := openStore(o.Root)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	osexec "os/exec"
 	"path/filepath"
@@ -30,9 +31,9 @@ type images struct {
 	image.Store // what no test needs
 
 	mu    sync.Mutex
-	holds map[string]bool
-	fail  error // of Hold
-	stuck error // of Release
+	holds map[string]bool // owner → whether it has only borrowed
+	fail  error           // of Hold
+	stuck error           // of Release
 	gone  bool
 }
 
@@ -53,14 +54,27 @@ func (s *images) Plain(_ context.Context, img image.Image) (image.Image, error) 
 
 func (s *images) List() ([]image.Image, error) { i, err := s.Get("img"); return []image.Image{i}, err }
 
-func (s *images) Hold(_, owner string) error {
+func (s *images) Hold(_, owner string) error { return s.keep(owner, false) }
+
+func (s *images) Borrow(_, owner string) error { return s.keep(owner, true) }
+
+func (s *images) keep(owner string, borrowed bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail == nil {
-		s.holds[owner] = true
+		s.holds[owner] = borrowed
 	}
 	return s.fail
 }
+
+// reopen is what a new daemon finds: nothing that was borrowed.
+func (s *images) reopen() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.holds, func(_ string, borrowed bool) bool { return borrowed })
+}
+
+func (s *images) Settle() error { return nil }
 
 // Remove deletes the image if force is given, or nobody holds it.
 func (s *images) Remove(ref string, force bool) (untagged, deleted []string, err error) {
@@ -178,6 +192,7 @@ func (h *house) options() Options {
 // open starts a daemon.
 func (h *house) open() {
 	h.t.Helper()
+	h.images.reopen()
 	n, err := Open(context.Background(), h.options())
 	if err != nil {
 		h.t.Fatal(err)

@@ -64,6 +64,9 @@ func (n *Node) recover(ctx context.Context) error {
 	for _, c := range sharers {
 		n.recoverSharer(c, c.snapshot())
 	}
+	if err := n.options.Images.Settle(); err != nil {
+		n.options.Log.Error("remove images that were removed by force", "err", err)
+	}
 	return nil
 }
 
@@ -71,8 +74,8 @@ func (n *Node) recover(ctx context.Context) error {
 func (n *Node) recoverContainer(ctx context.Context, c *ctr) error {
 	rec := c.snapshot()
 	if rec.Dir == "" && !rec.Removing {
-		// A crash may have come between the record and the hold. An image that has gone is the next start's trouble.
-		if err := n.options.Images.Hold(rec.ImageID, rec.ID); err != nil && !errors.Is(err, image.ErrNotFound) {
+		// An image that has gone is the next start's trouble.
+		if err := n.options.Images.Borrow(rec.ImageID, rec.ID); err != nil && !errors.Is(err, image.ErrNotFound) {
 			return fmt.Errorf("hold image of container %s: %w", rec.ID, err)
 		}
 	}

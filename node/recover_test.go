@@ -38,7 +38,7 @@ func (h *house) crash() {
 // write changes a container's record while no daemon runs.
 func (h *house) write(id string, f func(*record)) {
 	h.t.Helper()
-	st, err := openStore(h.path("root", "state.db"))
+	st, err := openStore(h.path("root"))
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -4,8 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -19,8 +23,9 @@ import (
 	"github.com/cradlevm/cradle/sandbox"
 )
 
-// storeVersion is the layout of the state store; a store of a newer one is left alone.
-const storeVersion = 1
+// storeVersion is the layout of the state store; a store of a newer one is left alone. In layout 1 everything was in the
+// lasting file.
+const storeVersion = 2
 
 var (
 	bucketMeta       = []byte("meta")
@@ -81,11 +86,62 @@ func (r *record) spec() runspec.Container {
 	return runspec.Container{ID: r.ID, Config: &r.Config, Host: &r.HostConfig}
 }
 
-// store keeps records; every method is one synced transaction.
-type store struct{ db *bolt.DB }
+// store keeps records; every method is one transaction, or two where a record moves.
+//
+// A daemon may be killed at any moment, and what it had written then is there: the kernel has it. Only what has to outlive
+// the host, which may lose its power, must be synced, and that takes longer than all else that a transaction does. So there
+// are two files, since one in which some transactions are synced and others are not may be torn by a power failure:
+//
+//	state.db         what lasts: every transaction is synced
+//	state-BOOT.db    what is over when the host is, and is never synced
+//
+// The second has the records of containers that are removed at their end. Their ends come with the host's at the latest, and
+// docker's daemon, too, removes such ones when it starts. BOOT is the kernel's name of the time since the host was booted: of
+// a file of an earlier one nothing is believed, not even that it is whole, and it is deleted. What lies about of its
+// containers is what no record names, and is swept. A container that is hibernated has no end by that, and its record lasts.
+//
+// bbolt writes a transaction's pages where no earlier one has any, and then, in one piece, the page that names them: a
+// daemon that is killed between two writes, synced or not, has not made the transaction.
+type store struct{ lasting, fleeting *bolt.DB }
 
-// openStore opens the store or says in one sentence why not. A damaged file is left as it is.
-func openStore(path string) (_ *store, err error) {
+// bootID is where Linux tells the name of the time since the host was booted.
+const bootID = "/proc/sys/kernel/random/boot_id"
+
+// openStore opens the store in a directory or says in one sentence why not. A damaged file is left as it is.
+func openStore(dir string) (*store, error) {
+	lasting, err := openRecords(filepath.Join(dir, "state.db"), bolt.Options{})
+	if err != nil {
+		return nil, err
+	}
+	fleeting, err := openFleeting(dir)
+	if err != nil {
+		return nil, errors.Join(err, lasting.Close())
+	}
+	return &store{lasting, fleeting}, nil
+}
+
+// openFleeting opens the file of the time since the host was booted, and deletes those of earlier ones.
+func openFleeting(dir string) (*bolt.DB, error) {
+	boot, err := os.ReadFile(bootID)
+	if err != nil {
+		return nil, fmt.Errorf("open state: %w", err)
+	}
+	path := filepath.Join(dir, "state-"+strings.TrimSpace(string(boot))+".db")
+	files, err := filepath.Glob(filepath.Join(dir, "state-*.db"))
+	for _, f := range files {
+		if f != path {
+			err = errors.Join(err, os.Remove(f))
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open state: %w", err)
+	}
+	// The list of free pages is written: to find them anew, bbolt would read a damaged file in a goroutine of its own.
+	return openRecords(path, bolt.Options{NoSync: true, NoGrowSync: true})
+}
+
+// openRecords opens one of the store's files.
+func openRecords(path string, o bolt.Options) (_ *bolt.DB, err error) {
 	// bbolt reads through a mapping: of a file that was cut short it takes a fault, not an error.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	var file *os.File
@@ -102,7 +158,8 @@ func openStore(path string) (_ *store, err error) {
 		file, err = os.OpenFile(name, flag, mode)
 		return file, err
 	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, OpenFile: open})
+	o.Timeout, o.OpenFile = time.Second, open
+	db, err := bolt.Open(path, 0o600, &o)
 	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("open state %s: another daemon has it open", path)
 	}
@@ -115,7 +172,7 @@ func openStore(path string) (_ *store, err error) {
 	if err := db.Update(initStore); err != nil {
 		return nil, fmt.Errorf("open state %s: %w", path, errors.Join(err, db.Close()))
 	}
-	return &store{db}, nil
+	return db, nil
 }
 
 // checkStore reads the whole store once: it is small, and what cannot be read is better known before the first change.
@@ -158,27 +215,55 @@ func initStore(tx *bolt.Tx) error {
 	return meta.Put(keyVersion, raw)
 }
 
-func (s *store) Close() error { return s.db.Close() }
+func (s *store) Close() error { return errors.Join(s.lasting.Close(), s.fleeting.Close()) }
 
+// fleets reports whether a record is over when the host is.
+func (r *record) fleets() bool { return r.HostConfig.AutoRemove && !r.Hibernated }
+
+// put saves a record where it belongs. One that was in the other file is there until it is in this one: of two, the lasting
+// one counts.
 func (s *store) put(r record) error {
-	raw, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("save container %s: %w", r.ID, err)
+	to, from := s.lasting, s.fleeting
+	if r.fleets() {
+		to, from = from, to
 	}
-	err = s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketContainers).Put([]byte(r.ID), raw) })
+	raw, err := json.Marshal(r)
+	if err == nil {
+		err = to.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketContainers).Put([]byte(r.ID), raw) })
+	}
+	if err == nil {
+		err = deleteRecord(from, r.ID)
+	}
 	if err != nil {
 		return fmt.Errorf("save container %s: %w", r.ID, err)
 	}
 	return nil
 }
 
+// delete deletes a record. The lasting one goes last, since it is the one that counts.
 func (s *store) delete(id string) error {
-	return s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketContainers).Delete([]byte(id)) })
+	if err := deleteRecord(s.fleeting, id); err != nil {
+		return err
+	}
+	return deleteRecord(s.lasting, id)
+}
+
+// deleteRecord deletes a record, if there is one.
+func deleteRecord(db *bolt.DB, id string) error {
+	there := false
+	err := db.View(func(tx *bolt.Tx) error {
+		there = tx.Bucket(bucketContainers).Get([]byte(id)) != nil
+		return nil
+	})
+	if err != nil || !there {
+		return err
+	}
+	return db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketContainers).Delete([]byte(id)) })
 }
 
 // poolChange is what putPoolChange has stored; empty before.
 func (s *store) poolChange() (c pool.Change, err error) {
-	err = s.db.View(func(tx *bolt.Tx) error {
+	err = s.lasting.View(func(tx *bolt.Tx) error {
 		raw := tx.Bucket(bucketMeta).Get(keyPool)
 		if raw == nil {
 			return nil
@@ -194,7 +279,7 @@ func (s *store) poolChange() (c pool.Change, err error) {
 func (s *store) putPoolChange(c pool.Change) error {
 	raw, err := json.Marshal(c)
 	if err == nil {
-		err = s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyPool, raw) })
+		err = s.lasting.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyPool, raw) })
 	}
 	if err != nil {
 		return fmt.Errorf("save the pool's settings: %w", err)
@@ -202,20 +287,23 @@ func (s *store) putPoolChange(c pool.Change) error {
 	return nil
 }
 
+// all returns every record.
 func (s *store) all() ([]record, error) {
-	var out []record
-	err := s.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketContainers).ForEach(func(id, raw []byte) error {
-			var r record
-			if err := json.Unmarshal(raw, &r); err != nil {
-				return fmt.Errorf("container %s: %w", id, err)
-			}
-			out = append(out, r)
-			return nil
+	found := map[string]record{}
+	for _, db := range []*bolt.DB{s.fleeting, s.lasting} { // of two the second counts
+		err := db.View(func(tx *bolt.Tx) error {
+			return tx.Bucket(bucketContainers).ForEach(func(id, raw []byte) error {
+				var r record
+				if err := json.Unmarshal(raw, &r); err != nil {
+					return fmt.Errorf("container %s: %w", id, err)
+				}
+				found[string(id)] = r
+				return nil
+			})
 		})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read state: %w", err)
+		if err != nil {
+			return nil, fmt.Errorf("read state: %w", err)
+		}
 	}
-	return out, nil
+	return slices.Collect(maps.Values(found)), nil
 }

@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,66 +41,127 @@ func TestNewerStore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	version("2")
+	version("3")
 	db.Close()
-	h.refused("newer cradle (layout 2, this one knows 1)")
+	h.refused("newer cradle (layout 3, this one knows 2)")
 	if db, err = bolt.Open(h.path("root", "state.db"), 0o600, nil); err != nil {
 		t.Fatal(err)
 	}
 	version("1")
 	db.Close()
-	h.open()
+	h.open() // an older one is taken up
 	h.wantState("a", container.StateCreated, 0)
 }
 
 // A file that is damaged, wherever it is, is refused in one sentence or has lost nothing; it never crashes the
 // daemon.
 func TestTornStore(t *testing.T) {
-	h := newHouse(t)
-	for range 20 {
-		h.create("", "sleep")
+	for name, request := range map[string]func(*container.CreateRequest){
+		"lasting": func(*container.CreateRequest) {}, "fleeting": autoRemove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			for range 20 {
+				h.create("", "sleep", request)
+			}
+			path := h.store.lasting.Path()
+			if name == "fleeting" {
+				path = h.store.fleeting.Path()
+			}
+			h.stop()
+			whole, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			page := os.Getpagesize()
+			for at := 0; at < len(whole); at += page {
+				h.torn20(path, "cut", at, whole[:at])
+				zeroed := append([]byte{}, whole...)
+				clear(zeroed[at : at+page])
+				h.torn20(path, "zeroed page", at, zeroed)
+			}
+			if err := os.WriteFile(path, whole, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h.open()
+			if n := len(h.all()); n != 20 {
+				t.Errorf("%d containers", n)
+			}
+		})
 	}
-	h.stop()
-	path := h.path("root", "state.db")
-	whole, err := os.ReadFile(path)
+}
+
+// torn20 opens the store, which had 20 records, with one of its files spoilt.
+func (h *house) torn20(path, what string, at int, spoilt []byte) {
+	h.t.Helper()
+	if err := os.WriteFile(path, spoilt, 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	st, err := openStore(h.path("root"))
 	if err != nil {
-		t.Fatal(err)
+		if strings.Contains(err.Error(), "\n") {
+			h.t.Errorf("%s at %d: %q is more than a line", what, at, err)
+		}
+		return
 	}
-	try := func(what string, at int, b []byte) {
-		if err := os.WriteFile(path, b, 0o600); err != nil {
+	defer st.Close()
+	records, err := st.all()
+	least := 20
+	if at < 2*os.Getpagesize() { // the pages that name the last two transactions: either will do
+		least = 19
+	}
+	if len(spoilt) > 0 && err == nil && len(records) < least {
+		h.t.Errorf("%s at %d: %d records of 20, and no error", what, at, len(records))
+	}
+}
+
+// lose makes the file of fleeting records what a power failure may leave of it: torn, and of an earlier boot.
+func (h *house) lose(path string) {
+	h.t.Helper()
+	whole, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(h.path("root", "state-11111111-2222-3333-4444-555555555555.db"), whole[:len(whole)/2], 0o600)
+	}
+	if err = errors.Join(err, os.Remove(path)); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// After a power failure everything is there that was to last, whole, and nothing of what ends with the host.
+func TestPowerFailure(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		lasting := map[string]container.ContainerState{"created": container.StateCreated, "ran": container.StateExited, "hibernated": container.StateExited}
+		h.create("created", "sleep")
+		ran := h.run("ran", "sleep")
+		h.remembering("hibernated", "42", autoRemove)
+		if err := h.ContainerSaveState(context.Background(), "hibernated"); err != nil {
 			t.Fatal(err)
 		}
-		st, err := openStore(path)
-		if err != nil {
-			if strings.Contains(err.Error(), "\n") {
-				t.Errorf("%s at %d: %q is more than a line", what, at, err)
-			}
-			return
+		h.create("never-started", "sleep", autoRemove)
+		gone := []string{h.run("rm", "sleep", autoRemove), h.run("rm-too", "sleep", autoRemove)}
+		path := h.store.fleeting.Path()
+		h.crash()
+		for _, id := range append(gone, ran) {
+			h.driver.Machine(id).Die(nil)
 		}
-		defer st.Close()
-		records, err := st.all()
-		least := 20
-		if at < 2*os.Getpagesize() { // the pages that name the last two transactions: either will do
-			least = 19
+		h.lose(path)
+		h.open()
+		if n := len(h.all()); n != len(lasting) {
+			t.Errorf("%d containers", n)
 		}
-		if len(b) > 0 && err == nil && len(records) < least {
-			t.Errorf("%s at %d: %d records of 20, and no error", what, at, len(records))
+		if n := h.images.held(); n != len(lasting) {
+			t.Errorf("%d of them keep the image", n)
 		}
-	}
-	page := os.Getpagesize()
-	for at := 0; at < len(whole); at += page {
-		try("cut", at, whole[:at])
-		zeroed := append([]byte{}, whole...)
-		clear(zeroed[at : at+page])
-		try("zeroed page", at, zeroed)
-	}
-	if err := os.WriteFile(path, whole, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	h.open()
-	if n := len(h.all()); n != 20 {
-		t.Errorf("%d containers", n)
-	}
+		for name, state := range lasting {
+			h.wantState(name, state, map[container.ContainerState]int{container.StateExited: 137}[state])
+		}
+		if files, err := filepath.Glob(h.path("root", "state-*.db")); err != nil || len(files) != 1 || files[0] != path {
+			t.Errorf("files of records: %v, %v", files, err)
+		}
+		h.start("hibernated")
+		h.wantState("hibernated", container.StateRunning, 0)
+		h.finish()
+	})
 }
 
 func TestUnwritableRoot(t *testing.T) {

@@ -65,7 +65,7 @@ func (n *Node) Summon(ctx context.Context, ref string, platform *ocispec.Platfor
 		return err
 	}
 	owner := "summon-" + newID()
-	if err := n.options.Images.Hold(img.ID, owner); err != nil {
+	if err := n.options.Images.Borrow(img.ID, owner); err != nil {
 		return imageError(err)
 	}
 	defer func() {
