@@ -15,8 +15,9 @@ type NetworkPolicy struct {
 //
 //	PLACE[:PORTS][/PROTOCOL]
 //
-// PLACE is an address, a prefix (10.0.0.0/8), "any", "host" (the host's own services, at the network's gateway) or, to be
-// allowed only, a name: "example.org", or "*.example.org" for what is below it. IPv6 stands in brackets when ports follow. PORTS
+// PLACE is an address, a prefix (10.0.0.0/8), "any", "host" (the host's own services, at the network's gateway) or a name:
+// "example.org", or "*.example.org" for what is below it. A name that is denied has neither ports nor protocol, and what is below it
+// is denied too: the resolver does not answer for it. IPv6 stands in brackets when ports follow. PORTS
 // are ports and ranges, with commas between them (80,443,8000-8010); PROTOCOL is tcp, udp or icmp.
 type PolicyRule struct {
 	Allow string `json:"allow,omitempty"`
@@ -47,8 +48,23 @@ type NetworkPolicyStatus struct {
 	Network string         `json:"network"` // name
 	Own     bool           `json:"own,omitempty"`
 	Policy  *NetworkPolicy `json:"policy"`            // that is in force here; null: there is none
+	Rules   []RuleTraffic  `json:"rules,omitempty"`   // Policy's, in its order; none while the container does not run
+	Default *Decided       `json:"default,omitempty"` // packets that no rule spoke of; null where the policy says nothing of addresses
 	Egress  *Traffic       `json:"egress,omitempty"`  // what the container has sent since it came to the network
 	Ingress *Traffic       `json:"ingress,omitempty"` // what has reached it
+}
+
+// RuleTraffic is a rule and what it has decided about.
+type RuleTraffic struct {
+	PolicyRule
+	Decided
+}
+
+// Decided counts what the container has sent and a rule has allowed or denied since the rule is there: a change of others does not
+// begin it anew. Of a name that is denied, Packets are the questions that were not answered.
+type Decided struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"` // of whole frames
 }
 
 // Traffic counts frames in one direction.

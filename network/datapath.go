@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/egress"
 )
 
 // datapath is what networks and endpoints are made of: the kernel's bridges and TAPs (kernel), or streams of frames and a
@@ -27,8 +28,11 @@ type datapath interface {
 	removePorts(e *Endpoint)
 	// dialer opens connections from the host to the guest. It may be used at any time.
 	dialer(e *Endpoint) dialFunc
-	// counters are what Networks.Counters tells.
+	// enforce puts e.Policy in force; before are the host's services that its last policy has opened.
+	enforce(net *Network, e *Endpoint, before []hostElement) error
+	// counters are what Networks.Counters tells, decided what rules have decided about, by their ids.
 	counters(e *Endpoint) (from, to bpf.Counters, err error)
+	decided(e *Endpoint) (map[uint64]egress.Count, error)
 	// reconcile is the part of Networks.Reconcile that is not about whose endpoints live: taps stay without one.
 	reconcile(taps []string, r *Report) error
 	// close ends what lives in this process; reset removes all from the host, when there are no networks any more but those gone.

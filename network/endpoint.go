@@ -60,7 +60,7 @@ func (e *Endpoint) guarded(n *Network) (bpf.Endpoint, error) {
 		return bpf.Endpoint{}, fmt.Errorf("endpoint %s: %w", e.ID, err)
 	}
 	g := bpf.Endpoint{MAC: mac, Gateway4: n.gateway(true), Gateway6: n.gateway(false), Metadata: n.option(OptionMetadata),
-		Policy: !e.Policy.empty(), Deny: e.Policy.Deny}
+		Policy: e.Policy.asks(), Deny: e.Policy.Deny}
 	if e.IPv4.IsValid() {
 		g.IPv4 = e.IPv4.Addr()
 	}

@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/egress"
 )
 
 // kernel is the datapath of a daemon that is root: bridges, TAPs with a guard, a firewall, and a watch that keeps it all in
@@ -17,6 +19,7 @@ type kernel struct {
 	*Networks
 	links    *links
 	claims   *claims
+	counting sync.Mutex // of refused questions
 	firewall *firewall
 	spares   *spares
 	watching *watch
@@ -27,6 +30,7 @@ func newKernel(n *Networks, o Options) (*kernel, error) {
 	k := &kernel{Networks: n, lost: o.Lost, links: &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}, firewall: &firewall{"cradle-" + n.tag}}
 	k.spares = &spares{links: k.links, log: n.log, ahead: min(o.SpareTAPs, maxFree)}
 	var err error
+	n.names.opener = k
 	if k.claims, err = newClaims(claimsDir, n.dir, n.log); err != nil {
 		return nil, err
 	}
@@ -170,6 +174,30 @@ func (n *kernel) counters(e *Endpoint) (from, to bpf.Counters, err error) {
 		return from, to, err
 	}
 	return n.links.guards.Counters(index)
+}
+
+// decided implements datapath.
+func (n *kernel) decided(e *Endpoint) (map[uint64]egress.Count, error) {
+	_, index, err := n.tapOf(e.ID)
+	if err != nil {
+		return nil, err
+	}
+	return n.links.guards.Decided(index)
+}
+
+// enforce implements datapath.
+func (n *kernel) enforce(net *Network, e *Endpoint, before []hostElement) error {
+	_, index, err := n.tapOf(e.ID)
+	if err != nil {
+		return err
+	}
+	if err := n.links.assign(net, e, index); err != nil {
+		return err
+	}
+	if slices.Equal(before, hostElements(e)) {
+		return nil
+	}
+	return n.firewall.replace(n.hostState())
 }
 
 // hostState is what the firewall has to know.

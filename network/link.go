@@ -81,6 +81,9 @@ func (l *links) prepareTAP(name string) error {
 	if err != nil {
 		return err
 	}
+	if err := l.guards.Forget(link.Attrs().Index); err != nil { // so that Attach need not look for policies
+		return err
+	}
 	if err := l.guards.Guard(link.Attrs().Index); err != nil {
 		return err
 	}
@@ -280,10 +283,7 @@ func (l *links) assign(n *Network, e *Endpoint, index int) error {
 	if err != nil {
 		return err
 	}
-	if err := l.guards.SetPolicy(index, e.Policy.rules(n.gateways())); err != nil {
-		return err
-	}
-	if err := l.guards.SetRates(index, bpf.Rate(e.Policy.Egress), bpf.Rate(e.Policy.Ingress)); err != nil {
+	if err := l.guards.SetPolicy(index, e.Policy.egress(n.gateways())); err != nil {
 		return err
 	}
 	return l.guards.Assign(index, g)

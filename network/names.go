@@ -14,7 +14,7 @@ import (
 type names struct {
 	mu        sync.RWMutex
 	endpoints map[string]*named
-	opened    func(endpoint, tap string, rules []NameRule, addresses []netip.Addr, ttl time.Duration)
+	opener    opener // set before the first resolver
 }
 
 // named is the part of an endpoint that has to do with names; it does not change once it is in the table.
@@ -83,7 +83,7 @@ func (d directory) Asker(source netip.Addr) (dns.Asker, bool) {
 		if k.container == who.container {
 			on[k.network] = true
 			forward = forward || !k.internal
-			if !k.policy.empty() {
+			if k.policy.Deny || len(k.policy.Names) > 0 {
 				policies = append(policies, k)
 			}
 		}
@@ -96,10 +96,11 @@ func (d directory) Asker(source netip.Addr) (dns.Asker, bool) {
 	}
 	if len(policies) > 0 {
 		asker.Allow = func(name string) bool { return allows(policies, name) }
+		asker.Denied = func(name string) bool { return t.denied(policies, name) }
 		asker.Opened = func(name string, addresses []netip.Addr, ttl time.Duration) {
 			for _, k := range policies {
-				if rules := k.policy.namesOf(name); len(rules) > 0 && t.opened != nil {
-					t.opened(k.id, k.tap, rules, addresses, ttl)
+				if rules := k.policy.namesOf(name); k.policy.Deny && len(rules) > 0 {
+					t.opener.open(k, rules, addresses, ttl)
 				}
 			}
 		}
@@ -116,6 +117,18 @@ func allows(policies []*named, name string) bool {
 		}
 	}
 	return true
+}
+
+// denied tells whether a rule denies a name, on any of the asker's networks, and has that counted.
+func (t *names) denied(policies []*named, name string) bool {
+	any := false
+	for _, k := range policies {
+		if rule, denied := k.policy.denies(name); denied {
+			t.opener.refused(k, rule)
+			any = true
+		}
+	}
+	return any
 }
 
 // lookup finds containers by name, alias or id, or by one of these and the network's name.

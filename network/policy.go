@@ -2,6 +2,8 @@ package network
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,17 +13,17 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/egress"
 )
 
 // Policy is what a container may send, and how much. The zero Policy allows all but the host's own services, which only a
 // rule opens.
 type Policy struct {
 	Rules   []Rule     `json:"rules,omitempty"` // the first that matches decides
-	Names   []NameRule `json:"names,omitempty"` // allow what no rule denies, while our resolver's answer holds
+	Names   []NameRule `json:"names,omitempty"` // come after Rules; of those too the first that matches decides
 	Deny    bool       `json:"deny,omitzero"`   // what neither speaks of is denied, otherwise allowed
 	Egress  Rate       `json:"egress,omitzero"` // what the guest sends
 	Ingress Rate       `json:"ingress,omitzero"`
@@ -44,9 +46,10 @@ type Rule struct {
 	High     uint16       `json:"high,omitzero"`
 }
 
-// NameRule allows the addresses that a name stands for.
+// NameRule allows the addresses that a name stands for, while our resolver's answer holds, or has the resolver not answer for it.
 type NameRule struct {
-	Name     string `json:"name"` // "example.org", or "*.example.org" for what is below it
+	Deny     bool   `json:"deny,omitzero"` // then of all ports and protocols, and of what is below the name too
+	Name     string `json:"name"`          // "example.org", or "*.example.org" for what is below it
 	Protocol string `json:"protocol,omitempty"`
 	Low      uint16 `json:"low,omitzero"`
 	High     uint16 `json:"high,omitzero"`
@@ -88,12 +91,15 @@ func (p Policy) Check() error {
 		if len(r.Name) > 253 || !domainPattern().MatchString(r.Name) {
 			return fail(ErrInvalid, "invalid policy: %q is not a name", r.Name)
 		}
+		if r.Deny && (r.Protocol != "" || r.High > 0) {
+			return fail(ErrInvalid, "invalid policy: %s is denied for all protocols and ports, or not at all: its addresses are not known", r.Name)
+		}
 		if err := checkPorts(r.Protocol, r.Low, r.High); err != nil {
 			return err
 		}
-		if len(p.namesOf(strings.ToLower(strings.TrimPrefix(r.Name, "*.")))) > bpf.MaxOpenRules ||
-			len(p.namesOf("x."+strings.ToLower(strings.TrimPrefix(r.Name, "*.")))) > bpf.MaxOpenRules {
-			return fail(ErrInvalid, "invalid policy: more than %d rules speak of %s", bpf.MaxOpenRules, r.Name)
+		if len(p.namesOf(strings.ToLower(strings.TrimPrefix(r.Name, "*.")))) > egress.MaxOpenRules ||
+			len(p.namesOf("x."+strings.ToLower(strings.TrimPrefix(r.Name, "*.")))) > egress.MaxOpenRules {
+			return fail(ErrInvalid, "invalid policy: more than %d rules speak of %s", egress.MaxOpenRules, r.Name)
 		}
 	}
 	for _, r := range []Rate{p.Egress, p.Ingress} {
@@ -132,20 +138,55 @@ func protocolNumber(name string) (byte, bool) {
 	return n, ok
 }
 
-// empty tells whether nothing is asked of a packet but its rate.
-func (p Policy) empty() bool { return len(p.Rules) == 0 && len(p.Names) == 0 && !p.Deny }
+// asks tells whether more is asked of a packet than its rate.
+func (p Policy) asks() bool { return len(p.Rules) > 0 || p.Deny }
+
+// defaultID is what packets are counted by that no rule speaks of.
+func (p Policy) defaultID() uint64 {
+	if p.Deny {
+		return egress.DefaultDeny
+	}
+	return egress.DefaultAllow
+}
+
+// id is what the rule's packets are counted by: the same wherever it stands, so that it goes on counting when others change.
+func (r Rule) id() uint64 {
+	return hashed(fmt.Sprintf("rule %t %t %s %s %d %d", r.Allow, r.Host, r.Prefix, r.Protocol, r.Low, r.High))
+}
+
+func (r NameRule) id() uint64 {
+	return hashed(fmt.Sprintf("name %t %s %s %d %d", r.Deny, strings.ToLower(r.Name), r.Protocol, r.Low, r.High))
+}
+
+// hashed is no id of a default.
+func hashed(words string) uint64 {
+	sum := sha256.Sum256([]byte(words))
+	return binary.BigEndian.Uint64(sum[:]) | 1<<63
+}
+
+// egress is the policy as the datapaths have it, on a network with these gateways.
+func (p Policy) egress(gateways []netip.Addr) egress.Policy {
+	out := egress.Policy{Rules: p.rules(gateways), Deny: p.Deny, Egress: egress.Rate(p.Egress), Ingress: egress.Rate(p.Ingress)}
+	if p.asks() {
+		out.Counted = append(out.Counted, p.defaultID())
+	}
+	for _, r := range p.Names {
+		out.Counted = append(out.Counted, r.id())
+	}
+	return out
+}
 
 // rules are those of a guest on a network with these gateways, in order.
-func (p Policy) rules(gateways []netip.Addr) []bpf.Rule {
-	var all []bpf.Rule
+func (p Policy) rules(gateways []netip.Addr) []egress.Rule {
+	var all []egress.Rule
 	for _, r := range p.Rules {
 		n, _ := protocolNumber(r.Protocol)
 		if !r.Host {
-			all = append(all, bpf.Rule{Allow: r.Allow, Prefix: r.Prefix, Protocol: n, Low: r.Low, High: r.High})
+			all = append(all, egress.Rule{Allow: r.Allow, Prefix: r.Prefix, Protocol: n, Low: r.Low, High: r.High, ID: r.id()})
 			continue
 		}
 		for _, g := range gateways {
-			all = append(all, bpf.Rule{Allow: r.Allow, Prefix: netip.PrefixFrom(g, g.BitLen()), Protocol: n, Low: r.Low, High: r.High})
+			all = append(all, egress.Rule{Allow: r.Allow, Prefix: netip.PrefixFrom(g, g.BitLen()), Protocol: n, Low: r.Low, High: r.High, ID: r.id()})
 		}
 	}
 	return all
@@ -181,101 +222,104 @@ func (p Policy) hostPorts(guest netip.Addr) []hostElement {
 	return all
 }
 
-// namesOf are the rules that speak of a name in lower case.
+// speaksOf tells whether a rule is about a name in lower case.
+func (r NameRule) speaksOf(name string) bool {
+	want := strings.ToLower(r.Name)
+	below, any := strings.CutPrefix(want, "*.")
+	return !any && name == want || (any || r.Deny) && strings.HasSuffix(name, "."+below)
+}
+
+// namesOf are the rules that open a name in lower case: those before the first that denies it.
 func (p Policy) namesOf(name string) []NameRule {
 	var all []NameRule
 	for _, r := range p.Names {
-		want := strings.ToLower(r.Name)
-		below, any := strings.CutPrefix(want, "*.")
-		if name == want || (any && strings.HasSuffix(name, "."+below)) {
-			all = append(all, r)
+		if !r.speaksOf(name) {
+			continue
 		}
+		if r.Deny {
+			break
+		}
+		all = append(all, r)
 	}
 	return all
 }
 
-// SetPolicy changes an endpoint's policy; it is in force on return, for conversations that have begun too.
-// Errors: ErrNotFound, ErrInvalid, ErrLost; ErrUnsupported where endpoints are streams.
+// denies tells which rule decides that a name is not to be answered for.
+func (p Policy) denies(name string) (NameRule, bool) {
+	for _, r := range p.Names {
+		if r.speaksOf(name) {
+			return r, r.Deny
+		}
+	}
+	return NameRule{}, false
+}
+
+// SetPolicy changes an endpoint's policy; it is in force on return, for conversations that have begun too. Counters of rules that
+// stay go on. Errors: ErrNotFound, ErrInvalid, ErrLost.
 func (n *Networks) SetPolicy(ctx context.Context, endpoint string, p Policy) error {
 	if err := p.Check(); err != nil {
 		return err
 	}
-	k, ok := n.path.(*kernel)
-	if !ok {
-		if p.Equal(Policy{}) {
-			return nil
-		}
-		return errNoPolicies()
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	e, index, err := k.tapOf(endpoint)
-	if err != nil {
-		return err
+	e := n.endpoints[endpoint]
+	if e == nil {
+		return fail(ErrNotFound, "endpoint %s not found", endpoint)
 	}
 	net := &n.networks[e.Network].Network
 	if err := p.checkAt(net.gateways()); err != nil {
 		return err
 	}
-	old, before := e.Policy, hostElements(e)
+	old := e.Policy
 	use := func(p Policy) error {
+		before := hostElements(e)
 		e.Policy = p
-		n.names.put(e) // first: what earlier rules have opened, assign closes
-		return k.links.assign(net, e, index)
+		n.names.put(e) // first: what earlier rules have opened, the datapath closes
+		return n.path.enforce(net, e, before)
 	}
-	err = use(p)
+	err := use(p)
 	if err == nil {
 		err = n.store.putEndpoint(*e) // last: what the store has is in force
 	}
 	if err != nil {
 		return errors.Join(err, use(old))
 	}
-	if slices.Equal(before, hostElements(e)) {
-		return nil
-	}
-	return k.firewall.replace(k.hostState())
+	return nil
 }
 
-// tapOf finds an endpoint and the index of its interface.
-func (n *kernel) tapOf(endpoint string) (*Endpoint, int, error) {
+// RuleCount is what one rule has decided about.
+type RuleCount = egress.Count
+
+// RuleCounts tell what has become of packets under an endpoint's policy. Of a name that is denied the questions are counted that
+// were refused.
+type RuleCounts struct {
+	Rules   map[Rule]RuleCount
+	Names   map[NameRule]RuleCount
+	Default *RuleCount // what no rule spoke of; nil where the policy says nothing of addresses
+}
+
+// RuleCounts counts since each rule is there. ErrNotFound, ErrLost.
+func (n *Networks) RuleCounts(endpoint string) (RuleCounts, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := RuleCounts{Rules: map[Rule]RuleCount{}, Names: map[NameRule]RuleCount{}}
 	e := n.endpoints[endpoint]
 	if e == nil {
-		return nil, 0, fail(ErrNotFound, "endpoint %s not found", endpoint)
+		return c, fail(ErrNotFound, "endpoint %s not found", endpoint)
 	}
-	link, err := netlink.LinkByName(e.TAP)
-	if notFound(err) {
-		return nil, 0, fmt.Errorf("%w: %s of %s", ErrLost, e.TAP, e.Name)
-	}
+	counts, err := n.path.decided(e)
 	if err != nil {
-		return nil, 0, fmt.Errorf("find TAP %s: %w", e.TAP, err)
+		return c, err
 	}
-	return e, link.Attrs().Index, nil
-}
-
-// maxOpened bounds the addresses that names have opened for one endpoint: a guest can ask for as many as it likes.
-const maxOpened = 1024
-
-// opened lets a guest reach what the resolver is about to answer.
-func (n *kernel) opened(endpoint, tap string, rules []NameRule, addresses []netip.Addr, ttl time.Duration) {
-	link, err := netlink.LinkByName(tap)
-	if err != nil {
-		return
+	for _, r := range e.Policy.Rules {
+		c.Rules[r] = counts[r.id()]
 	}
-	index := link.Attrs().Index
-	open, err := n.links.guards.Expire()
-	if err != nil || open[index] >= maxOpened {
-		n.log.Warn("a name opens no more addresses", "endpoint", endpoint, "open", open[index], "error", err)
-		return
+	for _, r := range e.Policy.Names {
+		c.Names[r] = counts[r.id()]
 	}
-	var list []bpf.Rule
-	for _, r := range rules {
-		protocol, _ := protocolNumber(r.Protocol)
-		list = append(list, bpf.Rule{Allow: true, Protocol: protocol, Low: r.Low, High: r.High})
+	if e.Policy.asks() {
+		rest := counts[e.Policy.defaultID()]
+		c.Default = &rest
 	}
-	list = slices.Clip(list)
-	for _, a := range addresses {
-		if err := n.links.guards.Open(index, a, ttl, list); err != nil {
-			n.log.Warn("an address could not be opened", "endpoint", endpoint, "address", a, "error", err)
-		}
-	}
+	return c, nil
 }

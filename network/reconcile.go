@@ -255,9 +255,6 @@ func (n *kernel) serve(net *network) error {
 	if len(net.servers) > 0 {
 		return nil
 	}
-	n.names.mu.Lock()
-	n.names.opened = n.opened
-	n.names.mu.Unlock()
 	for _, s := range net.Subnets {
 		server, err := dns.Serve(netip.AddrPortFrom(s.Gateway, 53), directory{n.names, net.ID}, n.resolver)
 		if err != nil {

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/network/bpf"
 	"github.com/cradlevm/cradle/network/dns"
+	"github.com/cradlevm/cradle/network/egress"
 	"github.com/cradlevm/cradle/network/user"
 )
 
@@ -17,8 +19,10 @@ import (
 // It is of one Networks.
 type streams struct {
 	*Networks
-	plugged map[string]*user.Port // by endpoint
-	flows   chan struct{}         // a place for each connection of all guests: they take descriptors of the daemon's
+	flows chan struct{} // a place for each connection of all guests: they take descriptors of the daemon's
+
+	plugging sync.RWMutex          // the resolvers look for ports, too, and must not wait for networks
+	plugged  map[string]*user.Port // by endpoint
 }
 
 func newStreams(n *Networks) *streams {
@@ -26,7 +30,16 @@ func newStreams(n *Networks) *streams {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		limit.Cur = 1024
 	}
-	return &streams{Networks: n, plugged: map[string]*user.Port{}, flows: make(chan struct{}, min(limit.Cur/2, 1<<16))}
+	s := &streams{Networks: n, plugged: map[string]*user.Port{}, flows: make(chan struct{}, min(limit.Cur/2, 1<<16))}
+	n.names.opener = s
+	return s
+}
+
+// portOf is where an endpoint's guest is; nil when it is not there.
+func (n *streams) portOf(endpoint string) *user.Port {
+	n.plugging.RLock()
+	defer n.plugging.RUnlock()
+	return n.plugged[endpoint]
 }
 
 // Streams tells whether endpoints are streams, which Plug takes, and not TAPs.
@@ -60,10 +73,13 @@ func (n *Networks) Plug(endpoint string, stream net.Conn) error {
 	if err := s.disconnect(e); err != nil {
 		return errors.Join(err, stream.Close())
 	}
-	port, err := k.stack.Attach(user.Guest{MAC: mac, Addr: e.IPv4.Addr(), Host: e.Host}, stream)
+	port, err := k.stack.Attach(user.Guest{MAC: mac, Addr: e.IPv4.Addr(), Host: e.Host, Policy: e.Policy.egress(k.gateways()),
+		Services: services(e)}, stream)
 	if err != nil {
 		return err
 	}
+	s.plugging.Lock()
+	defer s.plugging.Unlock()
 	s.plugged[e.ID] = port
 	return nil
 }
@@ -117,19 +133,41 @@ func (n *streams) dismantle(net *network) error {
 }
 
 // connect implements datapath. Frames pass from Plug on.
-func (n *streams) connect(_ *network, e *Endpoint) error {
-	if !e.Policy.Equal(Policy{}) {
-		return errNoPolicies()
+func (n *streams) connect(*network, *Endpoint) error { return nil }
+
+// enforce implements datapath.
+func (n *streams) enforce(net *Network, e *Endpoint, _ []hostElement) error {
+	if p := n.portOf(e.ID); p != nil {
+		p.SetPolicy(e.Policy.egress(net.gateways()), services(e))
 	}
 	return nil
 }
 
-func errNoPolicies() error {
-	return fail(ErrUnsupported, "user-mode networks have no policies")
+// services are those of the host that an endpoint's policy opens.
+func services(e *Endpoint) []user.Service {
+	var all []user.Service
+	for _, h := range hostElements(e) {
+		protocol := "tcp"
+		if h.protocol == unix.IPPROTO_UDP {
+			protocol = "udp"
+		}
+		all = append(all, user.Service{Protocol: protocol, Port: h.port})
+	}
+	return all
+}
+
+// decided implements datapath. They begin anew with each Plug, as counters do.
+func (n *streams) decided(e *Endpoint) (map[uint64]egress.Count, error) {
+	if p := n.portOf(e.ID); p != nil {
+		return p.Filter().Counts(), nil
+	}
+	return nil, nil
 }
 
 // disconnect implements datapath.
 func (n *streams) disconnect(e *Endpoint) error {
+	n.plugging.Lock()
+	defer n.plugging.Unlock()
 	if p := n.plugged[e.ID]; p != nil {
 		p.Close()
 		delete(n.plugged, e.ID)
@@ -157,7 +195,7 @@ func (n *streams) dialer(e *Endpoint) dialFunc {
 // counters implements datapath. They begin anew with each Plug.
 func (n *streams) counters(e *Endpoint) (from, to bpf.Counters, err error) {
 	from.Dropped, to.Dropped = map[string]uint64{}, map[string]uint64{}
-	p := n.plugged[e.ID]
+	p := n.portOf(e.ID)
 	if p == nil {
 		return from, to, nil
 	}
@@ -165,11 +203,10 @@ func (n *streams) counters(e *Endpoint) (from, to bpf.Counters, err error) {
 	from.Packets, from.Bytes = c.SentFrames, c.SentBytes
 	to.Packets, to.Bytes = c.ReceivedFrames, c.ReceivedBytes
 	for reason, count := range c.Dropped {
-		if reason == user.Full {
-			to.Dropped[reason.String()] = count
-		} else {
-			from.Dropped[reason.String()] = count
-		}
+		from.Dropped[reason.String()] = count
+	}
+	for reason, count := range c.Refused {
+		to.Dropped[reason.String()] = count
 	}
 	return from, to, nil
 }

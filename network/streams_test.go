@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -311,6 +312,119 @@ func TestStreamsLeave(t *testing.T) {
 	}
 }
 
+// TestStreamsPolicy: what a guest may send is what its policy says, as on the kernel's networks: from its first packet, changed live,
+// with names, counters and rates, and with the next daemon.
+func TestStreamsPolicy(t *testing.T) {
+	nettest.NeedRoot(t)
+	world := nettest.NewOutside(t)
+	listen(t, world, "world")
+	zone, _, _ := denied()
+	zone["good.example."] = nettest.OutsideAddr().String()
+	ctx, dir, upstream := context.Background(), t.TempDir(), serveZone(t, zone)
+	open := func() *Networks {
+		n, err := Open(ctx, Options{Dir: dir, Streams: true, Upstreams: []netip.AddrPort{upstream}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { n.Close() })
+		return n
+	}
+	n := open()
+	names := []NameRule{{Deny: true, Name: "bad.example"}, {Name: "*.example", Protocol: "tcp"}}
+	if _, err := n.Create(ctx, Spec{Name: "n"}); err != nil {
+		t.Fatal(err)
+	}
+	a := attachStream(t, n, EndpointSpec{Network: "n", Name: "a", Policy: Policy{Deny: true, Names: names},
+		Ports: []PortSpec{{Protocol: "tcp", HostIP: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Container: 7}}})
+	b := attachStream(t, n, EndpointSpec{Network: "n", Name: "b"})
+	a.serve(7, "a")
+	b.serve(7, "b")
+	far, near := port7(nettest.OutsideAddr()), port7(b.e.IPv4.Addr())
+	isClosed := func(to netip.AddrPort) {
+		t.Helper()
+		if got, err := a.read(to, time.Second); err == nil {
+			t.Errorf("%s is open: %q", to, got)
+		}
+	}
+	isOpen := func(to netip.AddrPort, want string) {
+		t.Helper()
+		if got, err := a.line(to); err != nil || !strings.HasPrefix(got, want) {
+			t.Errorf("%s: %q, %v", to, got, err)
+		}
+	}
+	set := func(p Policy) {
+		t.Helper()
+		if err := n.SetPolicy(ctx, a.e.ID, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	isClosed(far)
+	isClosed(near)
+	for _, name := range []string{"bad.example", "alias.example", "elsewhere"} {
+		if got, err := a.lookup(name); err == nil {
+			t.Errorf("%s is answered: %v", name, got)
+		}
+	}
+	if got, err := a.lookup("good.example"); err != nil || len(got) != 1 || got[0] != nettest.OutsideAddr() {
+		t.Fatalf("%v, %v", got, err)
+	}
+	isOpen(far, "world")
+	if got, err := fromHost(t, a.e.Ports[0]); err != nil || got != "a" {
+		t.Errorf("the published port: %q, %v", got, err)
+	}
+	c, err := n.RuleCounts(a.e.ID)
+	if err != nil || c.Names[names[0]].Packets < 2 || c.Names[names[1]].Packets < 3 || c.Default == nil || c.Default.Packets == 0 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	deny := Rule{Prefix: prefix("203.0.113.0/24")}
+	set(Policy{Rules: []Rule{deny}, Names: names})
+	isClosed(far)
+	isOpen(near, "b")
+	if now, err := n.RuleCounts(a.e.ID); err != nil || now.Names[names[1]] != c.Names[names[1]] || now.Rules[deny].Packets == 0 {
+		t.Errorf("%+v, %v; before: %+v", now, err, c)
+	}
+	if from, _, err := n.Counters(a.e.ID); err != nil || from.Dropped["policy"] == 0 {
+		t.Errorf("%+v, %v", from, err)
+	}
+	if err := n.SetPolicy(ctx, "x", Policy{}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n = open()
+	if r, err := n.Reconcile(ctx, Live{Sandboxes: []string{"a", "b"}}); err != nil || len(r.Removed) > 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	a, b = plugStream(t, n, a.e), plugStream(t, n, b.e)
+	b.serve(7, "b")
+	isClosed(far)
+	isOpen(near, "b")
+	set(Policy{})
+	isOpen(far, "world")
+	set(Policy{Egress: Rate{PacketsPerSecond: 1, Burst: time.Nanosecond}, Ingress: Rate{PacketsPerSecond: 1, Burst: time.Nanosecond}})
+	a.read(near, time.Second)
+	from, to, err := n.Counters(a.e.ID)
+	if err != nil || from.Dropped["rate"]+to.Dropped["rate"] == 0 {
+		t.Errorf("%+v, %+v, %v", from, to, err)
+	}
+}
+
+// line connects and returns the first line that it is told.
+func (g *streamGuest) line(to netip.AddrPort) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := gonet.DialContextTCP(ctx, g.st, streamAddress(to), netstack4.ProtocolNumber)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	b := make([]byte, 100)
+	k, err := c.Read(b)
+	return string(b[:k]), err
+}
+
 // TestStreamsRefuse: what needs the kernel is refused, and leaves nothing.
 func TestStreamsRefuse(t *testing.T) {
 	ctx := context.Background()
@@ -330,9 +444,7 @@ func TestStreamsRefuse(t *testing.T) {
 		t.Errorf("%v", l)
 	}
 	_, tap := n.MakeTAP(ctx)
-	_, policy := n.Attach(ctx, EndpointSpec{Network: Default, Sandbox: "s", Container: "c", Policy: Policy{Deny: true}})
-	_, rate := n.Attach(ctx, EndpointSpec{Network: Default, Sandbox: "s", Container: "c", Policy: Policy{Egress: Rate{PacketsPerSecond: 1}}})
-	for _, err := range []error{tap, policy, rate, n.RemoveTAP(ctx, "x"), n.SetPolicy(ctx, "x", Policy{Deny: true})} {
+	for _, err := range []error{tap, n.RemoveTAP(ctx, "x")} {
 		if !errors.Is(err, ErrUnsupported) {
 			t.Errorf("%v", err)
 		}

@@ -31,6 +31,8 @@ func TestCompilePolicy(t *testing.T) {
 			}},
 		`{"default":"deny","rules":[{"allow":"*.Example.org:443/tcp"},{"allow":"example.org"}]}`: {Deny: true, Names: []network.NameRule{
 			{Name: "*.Example.org", Protocol: "tcp", Low: 443, High: 443}, {Name: "example.org"}}},
+		`{"default":"allow","rules":[{"allow":"a.bad.example"},{"deny":"bad.example"}]}`: {Names: []network.NameRule{
+			{Name: "a.bad.example"}, {Deny: true, Name: "bad.example"}}},
 		`{"egress":{"bytesPerSecond":1000,"packetsPerSecond":10,"burst":"50ms"},"ingress":{"bytesPerSecond":5}}`: {
 			Egress: network.Rate{BytesPerSecond: 1000, PacketsPerSecond: 10, Burst: 50 * time.Millisecond}, Ingress: network.Rate{BytesPerSecond: 5}},
 	} {
@@ -42,6 +44,24 @@ func TestCompilePolicy(t *testing.T) {
 		if got, err := compilePolicy(p); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %v\n got %+v\nwant %+v", text, err, got, want)
 		}
+	}
+}
+
+// A rule as users write it has decided about what those that it comes to have.
+func TestRuleTraffic(t *testing.T) {
+	rules := []api.PolicyRule{{Allow: "any:25,100-200/tcp"}, {Deny: "a.example"}, {Allow: "any:25/tcp"}}
+	counts := network.RuleCounts{Rules: map[network.Rule]network.RuleCount{}, Names: map[network.NameRule]network.RuleCount{{Deny: true, Name: "a.example"}: {Packets: 9}}}
+	p, err := compilePolicy(&api.NetworkPolicy{Default: "deny", Rules: rules})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range p.Rules {
+		counts.Rules[r] = network.RuleCount{Packets: 1, Bytes: 60}
+	}
+	want := []api.RuleTraffic{{PolicyRule: rules[0], Decided: api.Decided{Packets: 4, Bytes: 240}}, {PolicyRule: rules[1], Decided: api.Decided{Packets: 9}},
+		{PolicyRule: rules[2]}}
+	if got := ruleTraffic(rules, counts); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v", got)
 	}
 }
 
@@ -57,7 +77,7 @@ func TestRefusedPolicies(t *testing.T) {
 		`{"rules":[{"allow":"any","deny":"any"}]}`:                                    "either",
 		`{"rules":[{"allow":"10.0.0.0/8"}]}`:                                          "must say by its default",
 		`{"default":"allow","rules":[{"allow":"a.example"}]}`:                         "does nothing while the default",
-		deny(`{"deny":"evil.example"}`):                                               "names can only be allowed",
+		deny(`{"deny":"evil.example:443"}`):                                           "for all protocols and ports, or not at all",
 		deny(`{"allow":"10.0.0.1/8"}`):                                                "it should be 10.0.0.0/8",
 		deny(`{"allow":"10.0.0.300"}`):                                                "not an IPv4 address",
 		deny(`{"allow":"2001:db8::1:x"}`):                                             "stands in brackets",

@@ -69,7 +69,7 @@ func compilePolicy(p *api.NetworkPolicy) (out network.Policy, err error) {
 		return out, invalid("invalid network policy: default is %q, and can be \"allow\" or \"deny\"", p.Default)
 	case p.Default == "" && opens:
 		return out, invalid("invalid network policy: it allows something and must say by its default what becomes of the rest: \"deny\" or \"allow\"")
-	case len(out.Names) > 0:
+	case len(out.Names) > 0 && !slices.ContainsFunc(out.Names, func(r network.NameRule) bool { return r.Deny }):
 		return out, invalid("invalid network policy: allowing %s does nothing while the default is \"allow\"", out.Names[0].Name)
 	}
 	if out.Egress, err = compileRate(p.Egress); err != nil {
@@ -116,15 +116,13 @@ func addTarget(p *network.Policy, target string, allow bool) (others bool, err e
 			return false, invalid("invalid network policy: %q: %v", target, err)
 		case isAddress:
 			prefixes = []netip.Prefix{prefix}
-		case !allow:
-			return false, invalid("invalid network policy: %q: names can only be allowed; deny addresses, or everything by default", target)
 		default:
 			name = place
 		}
 	}
 	for _, r := range ports {
 		if name != "" {
-			p.Names = append(p.Names, network.NameRule{Name: name, Protocol: protocol, Low: r.low, High: r.high})
+			p.Names = append(p.Names, network.NameRule{Deny: !allow, Name: name, Protocol: protocol, Low: r.low, High: r.high})
 		}
 		for _, prefix := range prefixes {
 			p.Rules = append(p.Rules, network.Rule{
@@ -251,11 +249,8 @@ func (n *Node) NetworkPolicySet(ctx context.Context, container, networkName stri
 
 // canHavePolicy tells why a container's policy could not be in force.
 func (n *Node) canHavePolicy(rec *record) error {
-	switch {
-	case rec.HostConfig.NetworkMode.IsContainer():
+	if rec.HostConfig.NetworkMode.IsContainer() {
 		return invalid("a container on another one's network has no network policy of its own: that one's is in force")
-	case n.networks != nil && n.networks.Streams():
-		return unsupported("network policies need a daemon that is root's")
 	}
 	return nil
 }
@@ -371,8 +366,38 @@ func (n *Node) policyStatus(rec record) api.ContainerNetworkPolicy {
 				s.Egress = &api.Traffic{Packets: from.Packets, Bytes: from.Bytes, Dropped: from.Dropped}
 				s.Ingress = &api.Traffic{Packets: to.Packets, Bytes: to.Bytes, Dropped: to.Dropped}
 			}
+			if counts, err := n.networks.RuleCounts(l.Endpoint.ID); err == nil && s.Policy != nil {
+				s.Rules, s.Default = ruleTraffic(s.Policy.Rules, counts), (*api.Decided)(counts.Default)
+			}
 		}
 		out.Networks = append(out.Networks, s)
 	}
 	return out
+}
+
+// ruleTraffic gives rules as users write them what the rules have decided about that they come to. Of two that say the same, the
+// second decides about nothing.
+func ruleTraffic(rules []api.PolicyRule, counts network.RuleCounts) []api.RuleTraffic {
+	var all []api.RuleTraffic
+	add := func(to *api.RuleTraffic, c network.RuleCount) {
+		to.Packets += c.Packets
+		to.Bytes += c.Bytes
+	}
+	for _, r := range rules {
+		t := api.RuleTraffic{PolicyRule: r}
+		var p network.Policy
+		if _, err := addTarget(&p, r.Allow+r.Deny, r.Allow != ""); err != nil {
+			continue // it was checked when it was set
+		}
+		for _, one := range p.Rules {
+			add(&t, counts.Rules[one])
+			delete(counts.Rules, one)
+		}
+		for _, one := range p.Names {
+			add(&t, counts.Names[one])
+			delete(counts.Names, one)
+		}
+		all = append(all, t)
+	}
+	return all
 }

@@ -26,7 +26,8 @@ A target is PLACE[:PORTS][/PROTOCOL]:
             any, or host: the host's own services, at the network's gateway
   PORTS     80,443,8000-8010
   PROTOCOL  tcp, udp or icmp
-The first rule that matches decides; names can be allowed only, and what a rule denies they do not open.
+The first rule that matches decides, and names come last: what an address's rule denies they do not open. A name that is denied
+has neither ports nor protocol; the resolver answers neither for it nor for what is below it, but its addresses are not closed.
 A rate is a bandwidth (500k, 10m: bytes a second; 10mbit: bits) and packets a second (1000pps), or both with a comma.`
 
 // newPolicyCommand is `network policy`: what containers may send.
@@ -37,7 +38,7 @@ func newPolicyCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 		Args:  cli.NoArgs,
 		RunE:  command.ShowHelp(docker.Err()),
 	}
-	cmd.AddCommand(newPolicySet(d), newPolicyList(docker, d), newPolicyInspect(docker, d), newPolicyRemove(docker, d))
+	cmd.AddCommand(newPolicySet(d), newPolicyList(docker, d), newPolicyRules(docker, d), newPolicyInspect(docker, d), newPolicyRemove(docker, d))
 	return cmd
 }
 

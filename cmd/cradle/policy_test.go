@@ -16,6 +16,8 @@ import (
 func (f *fakeNode) policies(w http.ResponseWriter, r *http.Request, name string) {
 	web := api.ContainerNetworkPolicy{Container: strings.Repeat("42", 32), Name: "web", Networks: []api.NetworkPolicyStatus{{
 		Network: "front", Policy: &api.NetworkPolicy{Default: "deny", Rules: []api.PolicyRule{{Allow: "10.0.0.0/8"}}},
+		Rules:   []api.RuleTraffic{{PolicyRule: api.PolicyRule{Allow: "10.0.0.0/8"}, Decided: api.Decided{Packets: 3, Bytes: 1500}}},
+		Default: &api.Decided{Packets: 7, Bytes: 420},
 		Egress:  &api.Traffic{Packets: 3, Bytes: 1500, Dropped: map[string]uint64{"policy": 7, "rate": 1}},
 		Ingress: &api.Traffic{Packets: 2, Bytes: 2_000_000, Dropped: map[string]uint64{}},
 	}}}
@@ -73,6 +75,9 @@ func TestPolicyCommands(t *testing.T) {
 		{"network policy reset --network front gone web", 1, "web\n", "No such container: gone", "DELETE /web network=front "},
 		{"network policy ls", 0, "web       front     deny      1         1.5kB     2MB        8\n", "", ""},
 		{"network policy ls -a --format {{.Name}}:{{.Default}}:{{.Rules}}:{{.Sent}}:{{.Dropped}}", 0, "plain:allow:0:-:-\nweb:deny:1:1.5kB:8\n", "", ""},
+		{"network policy rules web", 0, "web       front     allow     10.0.0.0/8   3         1.5kB\nweb       front     deny      default      7         420B\n", "", ""},
+		{"network policy rules --format json web", 0, `"Packets":"7"`, "", ""},
+		{"network policy rules gone", 1, "", "No such container: gone", ""},
 		{"network policy inspect web", 0, `"policy": 7`, "", ""},
 		{"network policy inspect gone", 1, "[]", "No such container: gone", ""},
 		{"network policy", 0, "", "Usage:  cradle network policy COMMAND", ""},

@@ -24,9 +24,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/cradlevm/cradle/network/egress"
 )
 
 //go:embed tap.o
@@ -119,6 +122,10 @@ type Guards struct {
 	opened    *ebpf.Map
 	flows     *ebpf.Map
 	rates     *ebpf.Map
+	decided   *ebpf.Map
+
+	mu    sync.Mutex
+	clean map[int]bool // devices of which no map of policies knows: to look through those takes a call for each entry
 }
 
 // Load puts the programs into the kernel, with empty maps. It takes CAP_BPF and CAP_NET_ADMIN, or root.
@@ -143,6 +150,7 @@ func load(adjust func(*ebpf.CollectionSpec)) (*Guards, error) {
 		Opened    *ebpf.Map     `ebpf:"opened"`
 		Flows     *ebpf.Map     `ebpf:"flows"`
 		Rates     *ebpf.Map     `ebpf:"rates"`
+		Decided   *ebpf.Map     `ebpf:"decided"`
 	}
 	if err := spec.LoadAndAssign(&o, nil); err != nil {
 		var verifier *ebpf.VerifierError
@@ -152,7 +160,7 @@ func load(adjust func(*ebpf.CollectionSpec)) (*Guards, error) {
 		return nil, fmt.Errorf("load TAP programs: %w", err)
 	}
 	return &Guards{from: o.From, to: o.To, endpoints: o.Endpoints, counters: o.Counters, rules: o.Rules, opened: o.Opened,
-		flows: o.Flows, rates: o.Rates}, nil
+		flows: o.Flows, rates: o.Rates, decided: o.Decided, clean: map[int]bool{}}, nil
 }
 
 // Adopt returns the guards that an earlier process has put on one of these devices, if they are of this very version;
@@ -192,7 +200,7 @@ func (g *Guards) orThoseOn(ifindexes []int) *Guards {
 
 // sameOn finds the programs on a device when they are the same as g's but for their maps.
 func (g *Guards) sameOn(ifindex int) (*Guards, error) {
-	found := &Guards{}
+	found := &Guards{clean: map[int]bool{}}
 	for _, d := range []struct {
 		direction direction
 		mine      *ebpf.Program
@@ -228,7 +236,7 @@ func sameCode(a, b *ebpf.Program) bool {
 
 func (g *Guards) findMaps() error {
 	byName := map[string]**ebpf.Map{"endpoints": &g.endpoints, "counters": &g.counters, "rules": &g.rules,
-		"opened": &g.opened, "flows": &g.flows, "rates": &g.rates}
+		"opened": &g.opened, "flows": &g.flows, "rates": &g.rates, "decided": &g.decided}
 	info, err := g.from.Info()
 	if err != nil {
 		return fmt.Errorf("look at TAP program: %w", err)
@@ -267,7 +275,7 @@ func (g *Guards) Close() error {
 			errs = append(errs, p.Close())
 		}
 	}
-	for _, m := range []*ebpf.Map{g.endpoints, g.counters, g.rules, g.opened, g.flows, g.rates} {
+	for _, m := range []*ebpf.Map{g.endpoints, g.counters, g.rules, g.opened, g.flows, g.rates, g.decided} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
@@ -344,12 +352,10 @@ func (g *Guards) Assigned() ([]int, error) {
 
 // Forget removes all that is kept of a device, which must be gone or pass nothing from now on. Idempotent.
 func (g *Guards) Forget(ifindex int) error {
-	errs := []error{g.Unassign(ifindex), g.clearPolicy(ifindex)}
+	errs := []error{g.Unassign(ifindex), g.SetPolicy(ifindex, egress.Policy{})}
 	for _, d := range []direction{fromGuest, toGuest} {
-		for _, m := range []*ebpf.Map{g.counters, g.rates} {
-			if err := m.Delete(counterKey{uint32(ifindex), uint32(d)}); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				errs = append(errs, err)
-			}
+		if err := g.counters.Delete(counterKey{uint32(ifindex), uint32(d)}); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)

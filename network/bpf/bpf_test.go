@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/cradlevm/cradle/network/egress"
 	"github.com/cradlevm/cradle/network/nettest"
 )
 
@@ -274,14 +275,13 @@ func TestPolicy(t *testing.T) {
 	e := whole()
 	e.Policy, e.Deny = true, true
 	g := guards(t, e)
-	allow, deny := true, false
-	rules := []Rule{
-		{deny, netip.MustParsePrefix("203.0.113.8/29"), 6, 25, 25},
-		{allow, netip.MustParsePrefix("203.0.113.0/24"), 6, 0, 0},
-		{allow, netip.MustParsePrefix("0.0.0.0/0"), 17, 123, 125},
-		{allow, netip.MustParsePrefix("fd00:1::/64"), 17, 0, 0},
+	rules := []egress.Rule{
+		{Prefix: netip.MustParsePrefix("203.0.113.8/29"), Protocol: 6, Low: 25, High: 25},
+		{Allow: true, Prefix: netip.MustParsePrefix("203.0.113.0/24"), Protocol: 6},
+		{Allow: true, Prefix: netip.MustParsePrefix("0.0.0.0/0"), Protocol: 17, Low: 123, High: 125},
+		{Allow: true, Prefix: netip.MustParsePrefix("fd00:1::/64"), Protocol: 17},
 	}
-	if err := g.SetPolicy(loopback, rules); err != nil {
+	if err := g.SetPolicy(loopback, egress.Policy{Rules: rules}); err != nil {
 		t.Fatal(err)
 	}
 	send := func(want string, to string, protocol byte, payload []byte, fragment uint16) {
@@ -322,7 +322,7 @@ func TestPolicy(t *testing.T) {
 	if r := verdict(t, g, g.from, echo(129)); r != "" {
 		t.Errorf("answer to a ping: %q", r)
 	}
-	if err := g.SetPolicy(loopback, append(rules, Rule{allow, netip.MustParsePrefix("::/0"), 1, 0, 0})); err != nil {
+	if err := g.SetPolicy(loopback, egress.Policy{Rules: append(rules, egress.Rule{Allow: true, Prefix: netip.MustParsePrefix("::/0"), Protocol: 1})}); err != nil {
 		t.Fatal(err)
 	}
 	if r := verdict(t, g, g.from, echo(128)); r != "" {
@@ -330,7 +330,7 @@ func TestPolicy(t *testing.T) {
 	}
 
 	// Names open addresses for a while, but not those that a rule denies.
-	web := []Rule{{Allow: true, Protocol: 6, Low: 443, High: 443}}
+	web := []egress.Rule{{Allow: true, Protocol: 6, Low: 443, High: 443}}
 	for _, a := range []string{"198.51.100.1", "203.0.113.9"} {
 		if err := g.Open(loopback, netip.MustParseAddr(a), time.Hour, web); err != nil {
 			t.Fatal(err)
@@ -364,7 +364,7 @@ func TestPolicy(t *testing.T) {
 	}
 
 	// A new policy asks again.
-	if err := g.SetPolicy(loopback, rules[:1]); err != nil {
+	if err := g.SetPolicy(loopback, egress.Policy{Rules: rules[:1]}); err != nil {
 		t.Fatal(err)
 	}
 	send("policy", "198.51.100.1", 6, tcp(443), 0)
@@ -385,7 +385,7 @@ func TestPolicy(t *testing.T) {
 
 func TestRates(t *testing.T) {
 	g := guards(t, whole())
-	if err := g.SetRates(loopback, Rate{PacketsPerSecond: 10, Burst: time.Second}, Rate{BytesPerSecond: 1000, Burst: time.Second}); err != nil {
+	if err := g.SetPolicy(loopback, egress.Policy{Egress: egress.Rate{PacketsPerSecond: 10, Burst: time.Second}, Ingress: egress.Rate{BytesPerSecond: 1000, Burst: time.Second}}); err != nil {
 		t.Fatal(err)
 	}
 	frame := v4(ip, 17, 0, nettest.UDP(1, 2, make([]byte, 58))) // 100 bytes
@@ -400,7 +400,7 @@ func TestRates(t *testing.T) {
 			t.Errorf("%s: %d of 100 passed", name, passed)
 		}
 	}
-	if err := g.SetRates(loopback, Rate{}, Rate{}); err != nil {
+	if err := g.SetPolicy(loopback, egress.Policy{}); err != nil {
 		t.Fatal(err)
 	}
 	if r := verdict(t, g, g.from, frame); r != "" {
@@ -409,18 +409,18 @@ func TestRates(t *testing.T) {
 }
 
 func TestCompile(t *testing.T) {
-	many := make([]Rule, MaxRules+1)
+	many := make([]egress.Rule, egress.MaxRules+1)
 	for i := range many {
-		many[i] = Rule{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Low: uint16(i + 1), High: uint16(i + 1)}
+		many[i] = egress.Rule{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Low: uint16(i + 1), High: uint16(i + 1)}
 	}
 	for _, c := range []struct {
-		list []Rule
+		list []egress.Rule
 		want string
 	}{
-		{many[:MaxRules], ""},
+		{many[:egress.MaxRules], ""},
 		{many, "more than 16 rules speak of 10.0.0.0/8"},
-		{[]Rule{{}}, "no valid prefix"},
-		{[]Rule{{Prefix: netip.MustParsePrefix("::/0"), Low: 2, High: 1}}, "ports 2 to 1"},
+		{[]egress.Rule{{}}, "no valid prefix"},
+		{[]egress.Rule{{Prefix: netip.MustParsePrefix("::/0"), Low: 2, High: 1}}, "ports 2 to 1"},
 	} {
 		err := CheckRules(c.list)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/cradlevm/cradle/network/egress"
 )
 
 // reasons are tap.c's, in its order; the first is none.
@@ -60,4 +62,77 @@ func (g *Guards) Counters(ifindex int) (from, to Counters, err error) {
 		}
 	}
 	return from, to, nil
+}
+
+// setCounted has what rules of these ids decide about counted for a device, from zero or from what they have counted so far, and
+// nothing else.
+func (g *Guards) setCounted(ifindex int, ids map[uint64]bool) error {
+	var old []decidedKey
+	err := g.eachDecided(ifindex, func(k decidedKey, _ []egress.Count) { old = append(old, k) })
+	if err != nil {
+		return err
+	}
+	for _, k := range old {
+		if ids[k.Rule] {
+			continue
+		}
+		if err := g.decided.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("remove a rule's counter: %w", err)
+		}
+	}
+	zeros := make([]egress.Count, ebpf.MustPossibleCPU())
+	for id := range ids {
+		err := g.decided.Update(decidedKey{Ifindex: uint32(ifindex), Rule: id}, zeros, ebpf.UpdateNoExist)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return fmt.Errorf("make a rule's counter: %w", err)
+		}
+	}
+	return nil
+}
+
+func (g *Guards) eachDecided(ifindex int, do func(decidedKey, []egress.Count)) error {
+	var (
+		k      decidedKey
+		perCPU []egress.Count
+	)
+	it := g.decided.Iterate()
+	for it.Next(&k, &perCPU) {
+		if k.Ifindex == uint32(ifindex) {
+			do(k, perCPU)
+		}
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("read counters of rules: %w", err)
+	}
+	return nil
+}
+
+// Decided is what a device's rules have decided about, by their ids.
+func (g *Guards) Decided(ifindex int) (map[uint64]egress.Count, error) {
+	all := map[uint64]egress.Count{}
+	err := g.eachDecided(ifindex, func(k decidedKey, perCPU []egress.Count) {
+		var sum egress.Count
+		for _, c := range perCPU {
+			sum.Packets += c.Packets
+			sum.Bytes += c.Bytes
+		}
+		all[k.Rule] = sum
+	})
+	return all, err
+}
+
+// Count adds one to what a rule of a device's has decided about, if it is counted. The programs must not know the rule, and
+// nobody else may count for it at the same time.
+func (g *Guards) Count(ifindex int, rule uint64) error {
+	k := decidedKey{Ifindex: uint32(ifindex), Rule: rule}
+	var perCPU []egress.Count
+	err := g.decided.Lookup(k, &perCPU)
+	if err == nil {
+		perCPU[0].Packets++
+		err = g.decided.Update(k, perCPU, ebpf.UpdateExist)
+	}
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("count for a rule: %w", err)
+	}
+	return nil
 }

@@ -9,33 +9,15 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/cradlevm/cradle/network/egress"
 )
-
-// Limits of a policy, which are tap.c's.
-const (
-	MaxRules     = 16 // that speak of any one address
-	MaxOpenRules = 4  // that speak of any one name
-)
-
-// Rule allows or denies what a guest sends. The first that matches decides.
-type Rule struct {
-	Allow     bool
-	Prefix    netip.Prefix // the other side
-	Protocol  uint8        // IP protocol number; 0: any; 1 (ICMP): ICMPv6 too
-	Low, High uint16       // ports of the other side; 0 and 0: any
-}
-
-// Rate limits one direction; zeros are no limit. What is over it is dropped, not delayed.
-type Rate struct {
-	BytesPerSecond   uint64
-	PacketsPerSecond uint64
-	Burst            time.Duration // of traffic at the full rate that may come at once; 0: 100 ms
-}
 
 type ruleValue struct {
 	Action, Protocol byte
 	Low, High        uint16
 	_                uint16
+	ID               uint64
 }
 
 type prefixKey struct {
@@ -44,8 +26,8 @@ type prefixKey struct {
 }
 
 type rulesValue struct {
-	Count uint32
-	Rules [MaxRules]ruleValue
+	Count uint64
+	Rules [egress.MaxRules]ruleValue
 }
 
 type openedKey struct {
@@ -57,7 +39,7 @@ type openedValue struct {
 	Until uint64
 	Count uint32
 	_     uint32
-	Rules [MaxOpenRules]ruleValue
+	Rules [egress.MaxOpenRules]ruleValue
 }
 
 type flowKey struct {
@@ -68,13 +50,20 @@ type flowKey struct {
 	_                     [3]byte
 }
 
+type conversationValue struct{ Until, Rule uint64 }
+
+type decidedKey struct {
+	Ifindex, _ uint32
+	Rule       uint64
+}
+
 type rateValue struct {
 	BytesPerSecond, ByteBurst, ByteTime       uint64
 	PacketsPerSecond, PacketBurst, PacketTime uint64
 }
 
-func (r Rule) value() ruleValue {
-	v := ruleValue{Action: 2, Protocol: r.Protocol, Low: r.Low, High: r.High}
+func ruleOf(r egress.Rule) ruleValue {
+	v := ruleValue{Action: 2, Protocol: r.Protocol, Low: r.Low, High: r.High, ID: r.ID}
 	if r.Allow {
 		v.Action = 1
 	}
@@ -94,14 +83,14 @@ func key(ifindex int, p netip.Prefix) prefixKey {
 }
 
 // CheckRules tells what the programs could not hold of a list of rules.
-func CheckRules(list []Rule) error {
+func CheckRules(list []egress.Rule) error {
 	_, err := compile(0, list)
 	return err
 }
 
 // compile gives each prefix all rules that cover it, in order: the longest prefix that holds an address then knows all
 // that the policy says of that address.
-func compile(ifindex int, list []Rule) (map[prefixKey]rulesValue, error) {
+func compile(ifindex int, list []egress.Rule) (map[prefixKey]rulesValue, error) {
 	compiled := map[prefixKey]rulesValue{}
 	for _, r := range list {
 		if !r.Prefix.IsValid() {
@@ -121,23 +110,59 @@ func compile(ifindex int, list []Rule) (map[prefixKey]rulesValue, error) {
 			if o.Addr().Is4() != p.Addr().Is4() || o.Bits() > p.Bits() || !o.Contains(p.Addr()) {
 				continue
 			}
-			if v.Count == MaxRules {
-				return nil, fmt.Errorf("more than %d rules speak of %s", MaxRules, p)
+			if v.Count == egress.MaxRules {
+				return nil, fmt.Errorf("more than %d rules speak of %s", egress.MaxRules, p)
 			}
-			v.Rules[v.Count] = other.value()
+			v.Rules[v.Count] = ruleOf(other)
 			v.Count++
 		}
 		compiled[k] = v
 	}
+	// A rule for ::/0 says nothing of IPv4, which lies below it in the tree.
+	if k := key(ifindex, netip.PrefixFrom(netip.IPv4Unspecified(), 0)); len(list) > 0 {
+		compiled[k] = compiled[k]
+	}
 	return compiled, nil
 }
 
-// SetPolicy replaces a device's rules. They decide once Assign has said Policy; conversations that began under earlier rules
-// are asked again. Denying rules come into force first, so that nothing passes meanwhile that neither list allows,
+// SetPolicy replaces a device's rules and rates. The rules decide once Assign has said Policy; conversations that began under earlier
+// rules are asked again, and counters of rules that stay go on. Denying rules come into force first, so that nothing passes meanwhile that neither list allows,
 // except where the lists differ in both.
-func (g *Guards) SetPolicy(ifindex int, list []Rule) error {
-	compiled, err := compile(ifindex, list)
+func (g *Guards) SetPolicy(ifindex int, p egress.Policy) error {
+	none := !p.Asks() && p.Egress == egress.Rate{} && p.Ingress == egress.Rate{} && len(p.Counted) == 0
+	if none && g.isClean(ifindex) {
+		return nil
+	}
+	g.setClean(ifindex, false)
+	if err := g.setPolicy(ifindex, p); err != nil {
+		return err
+	}
+	g.setClean(ifindex, none)
+	return nil
+}
+
+func (g *Guards) isClean(ifindex int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.clean[ifindex]
+}
+
+func (g *Guards) setClean(ifindex int, clean bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if clean {
+		g.clean[ifindex] = true
+	} else {
+		delete(g.clean, ifindex)
+	}
+}
+
+func (g *Guards) setPolicy(ifindex int, p egress.Policy) error {
+	compiled, err := compile(ifindex, p.Rules)
 	if err != nil {
+		return err
+	}
+	if err := g.setCounted(ifindex, p.IDs()); err != nil {
 		return err
 	}
 	for k, v := range compiled {
@@ -160,18 +185,14 @@ func (g *Guards) SetPolicy(ifindex int, list []Rule) error {
 			return fmt.Errorf("remove old rule: %w", err)
 		}
 	}
-	return errors.Join(g.clearOpened(ifindex), g.clearFlows(ifindex))
+	return errors.Join(g.clearOpened(ifindex), g.clearFlows(ifindex), g.setRates(ifindex, p.Egress, p.Ingress))
 }
 
-func (g *Guards) clearPolicy(ifindex int) error {
-	return g.SetPolicy(ifindex, nil)
-}
-
-// Open lets a device's guest reach an address for so long, as far as the rules say; only their protocol and ports matter.
+// Open lets a device's guest reach an address for so long, as far as the rules say; only their protocol, ports and ids matter.
 // Nothing opens what a rule of SetPolicy denies.
-func (g *Guards) Open(ifindex int, a netip.Addr, ttl time.Duration, list []Rule) error {
-	if len(list) > MaxOpenRules {
-		return fmt.Errorf("more than %d rules for one name", MaxOpenRules)
+func (g *Guards) Open(ifindex int, a netip.Addr, ttl time.Duration, list []egress.Rule) error {
+	if len(list) > egress.MaxOpenRules {
+		return fmt.Errorf("more than %d rules for one name", egress.MaxOpenRules)
 	}
 	now, err := monotonic()
 	if err != nil {
@@ -179,8 +200,9 @@ func (g *Guards) Open(ifindex int, a netip.Addr, ttl time.Duration, list []Rule)
 	}
 	v := openedValue{Until: uint64(now + ttl), Count: uint32(len(list))}
 	for i, r := range list {
-		v.Rules[i] = r.value()
+		v.Rules[i] = ruleOf(r)
 	}
+	g.setClean(ifindex, false)
 	k := openedKey{Ifindex: uint32(ifindex), Address: a.As16()}
 	var old openedValue
 	if g.opened.Lookup(k, &old) == nil && old.Count == v.Count && slices.Equal(old.Rules[:], v.Rules[:]) && old.Until > v.Until {
@@ -240,11 +262,11 @@ func (g *Guards) clearOpened(ifindex int) error {
 
 func (g *Guards) clearFlows(ifindex int) error {
 	var (
-		old   []flowKey
-		k     flowKey
-		until uint64
+		old []flowKey
+		k   flowKey
+		v   conversationValue
 	)
-	for it := g.flows.Iterate(); it.Next(&k, &until); {
+	for it := g.flows.Iterate(); it.Next(&k, &v); {
 		if k.Ifindex == uint32(ifindex) {
 			old = append(old, k)
 		}
@@ -257,9 +279,9 @@ func (g *Guards) clearFlows(ifindex int) error {
 	return nil
 }
 
-// SetRates limits what a device's guest sends and what reaches it, from now on.
-func (g *Guards) SetRates(ifindex int, from, to Rate) error {
-	for d, r := range map[direction]Rate{fromGuest: from, toGuest: to} {
+// setRates limits what a device's guest sends and what reaches it, from now on.
+func (g *Guards) setRates(ifindex int, from, to egress.Rate) error {
+	for d, r := range map[direction]egress.Rate{fromGuest: from, toGuest: to} {
 		k := counterKey{uint32(ifindex), uint32(d)}
 		if r.BytesPerSecond == 0 && r.PacketsPerSecond == 0 {
 			if err := g.rates.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -269,7 +291,7 @@ func (g *Guards) SetRates(ifindex int, from, to Rate) error {
 		}
 		burst := r.Burst
 		if burst <= 0 {
-			burst = 100 * time.Millisecond
+			burst = egress.DefaultBurst
 		}
 		v := rateValue{BytesPerSecond: r.BytesPerSecond, ByteBurst: uint64(burst), PacketsPerSecond: r.PacketsPerSecond,
 			PacketBurst: uint64(burst)}

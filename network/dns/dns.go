@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,6 +43,8 @@ type Asker struct {
 	Forward   bool             // other names may be asked of the upstreams
 	Upstreams []netip.AddrPort // in place of the server's; nil: the server's
 	Allow     func(name string) bool
+	// Denied names are not there: neither they nor what is an alias of them, whosever they are.
+	Denied func(name string) bool
 	// Opened is told of the addresses of a name, and how long they hold, before the guest is.
 	Opened func(name string, addresses []netip.Addr, ttl time.Duration)
 }
@@ -158,7 +161,10 @@ func (r *Resolver) reply(ctx context.Context, asker Asker, query *dns.Msg, tcp b
 	if q.Qclass != dns.ClassINET || q.Qtype == dns.TypeANY || q.Qtype == dns.TypeAXFR || q.Qtype == dns.TypeIXFR {
 		return refuse(dns.RcodeRefused)
 	}
-	name := strings.ToLower(strings.TrimSuffix(q.Name, "."))
+	name := plain(q.Name)
+	if asker.Denied != nil && asker.Denied(name) {
+		return refuse(dns.RcodeNameError)
+	}
 	if records, ours := local(asker, name, q); ours {
 		m := refuse(dns.RcodeSuccess)
 		m.Answer = records
@@ -175,9 +181,29 @@ func (r *Resolver) reply(ctx context.Context, asker Asker, query *dns.Msg, tcp b
 	if err != nil {
 		return refuse(dns.RcodeServerFailure)
 	}
+	if asker.Denied != nil && slices.ContainsFunc(aliases(m), asker.Denied) {
+		return refuse(dns.RcodeNameError)
+	}
 	opened(asker, name, m)
 	m.Id, m.Question, m.RecursionDesired = query.Id, query.Question, query.RecursionDesired
 	return m
+}
+
+// plain is a name as Askers have them.
+func plain(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
+
+// aliases are the names that an answer says the one that was asked for stands for.
+func aliases(m *dns.Msg) []string {
+	var all []string
+	for _, rr := range m.Answer {
+		switch rr := rr.(type) {
+		case *dns.CNAME:
+			all = append(all, plain(rr.Target))
+		case *dns.DNAME:
+			all = append(all, plain(rr.Target))
+		}
+	}
+	return all
 }
 
 // opened tells of the addresses that the asker is about to hear of.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/dump"
 )
 
 // found is an interface of the namespace that a guest is to have.
@@ -28,7 +29,7 @@ func bad(name, format string, args ...any) error {
 
 // describe looks at the namespace's interfaces, in the order of their making.
 func describe() ([]found, error) {
-	links, err := netlink.LinkList()
+	links, err := dump.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -95,7 +96,7 @@ func describeOne(l netlink.Link, slot int) (found, error) {
 // it has: where there is none, as behind point-to-point plugins, the guest's kernel must not make it either.
 func (f *found) addAddress(family int, routes []netlink.Route) (connected netip.Prefix, err error) {
 	a := f.link.Attrs()
-	list, err := netlink.AddrList(f.link, family)
+	list, err := dump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(f.link, family) })
 	if err != nil {
 		return connected, fmt.Errorf("list addresses of %s: %w", a.Name, err)
 	}
@@ -137,7 +138,9 @@ func connects(r netlink.Route, p netip.Prefix) bool {
 
 // routesOf are the routes through an interface that somebody has made, and those to its subnets.
 func routesOf(a *netlink.LinkAttrs, family int) ([]netlink.Route, error) {
-	all, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	all, err := dump.Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes of %s: %w", a.Name, err)
 	}
@@ -181,7 +184,7 @@ func (f *found) addRoutes(routes []netlink.Route, connected netip.Prefix) error 
 
 // addNeighbours takes over the neighbours that do not answer for themselves.
 func (f *found) addNeighbours(family int) error {
-	list, err := netlink.NeighList(f.link.Attrs().Index, family)
+	list, err := dump.Whole(func() ([]netlink.Neigh, error) { return netlink.NeighList(f.link.Attrs().Index, family) })
 	if err != nil {
 		return fmt.Errorf("list neighbours of %s: %w", f.guest.Name, err)
 	}

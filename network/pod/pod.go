@@ -30,6 +30,7 @@ import (
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/network/bpf"
+	"github.com/cradlevm/cradle/network/dump"
 )
 
 // ErrUnsupported is a namespace, or an interface of it, that a virtual machine cannot be put behind. To be found with errors.Is.
@@ -165,7 +166,7 @@ func silence(name string) error {
 
 // separate removes the redirections and the TAPs, whatever is there of them.
 func separate() error {
-	links, err := netlink.LinkList()
+	links, err := dump.Whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}

@@ -10,6 +10,8 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/cradlevm/cradle/network/egress"
 )
 
 // packet is an IPv4 packet with 8 bytes of payload.
@@ -83,7 +85,8 @@ func TestMutations(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	q := &Port{n: n, guest: Guest{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 3}, Addr: netip.MustParseAddr("10.9.0.3")}, out: make(chan []byte, 1)}
+	q := &Port{n: n, guest: Guest{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 3}, Addr: netip.MustParseAddr("10.9.0.3")}, out: make(chan []byte, 1),
+		filter: egress.NewFilter(gateway)}
 	n.mu.Lock()
 	n.ports[q.guest.Addr] = q
 	n.mu.Unlock()

@@ -78,12 +78,14 @@ func (n *Network) outTCP(r *tcp.ForwarderRequest) {
 		}
 		return
 	}
+	o, done := p.begin("tcp", to) // before it is asked about, so that no change of the policy is missed
+	defer done()
 	target, ok := p.reach("tcp", to)
 	if !ok {
 		r.Complete(true)
 		return
 	}
-	ctx, cancel := context.WithTimeout(p.ctx, dialLimit)
+	ctx, cancel := context.WithTimeout(o.ctx, dialLimit)
 	out, err := new(net.Dialer).DialContext(ctx, "tcp4", target.String())
 	cancel()
 	if err != nil {
@@ -91,7 +93,7 @@ func (n *Network) outTCP(r *tcp.ForwarderRequest) {
 		return
 	}
 	if in := accept(r); in != nil {
-		relay(p.ctx, in, out.(*net.TCPConn))
+		relay(o.ctx, in, out.(*net.TCPConn))
 	} else {
 		out.Close()
 	}
@@ -148,23 +150,28 @@ func (n *Network) outUDP(r *udp.ForwarderRequest) bool {
 		return true
 	}
 	dns := to == netip.AddrPortFrom(n.o.Gateway, dnsPort) && n.o.Resolve != nil
+	o, done := p.begin("udp", to)
+	over := func() {
+		done()
+		p.release()
+	}
 	var out *net.UDPConn
 	if !dns {
 		target, ok := p.reach("udp", to)
 		if !ok {
-			p.release()
+			over()
 			return false // the stack answers that nobody is there
 		}
 		var err error
 		if out, err = net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(target)); err != nil {
-			p.release()
+			over()
 			return false
 		}
 	}
 	var q waiter.Queue
 	ep, err := r.CreateEndpoint(&q)
 	if err != nil {
-		p.release()
+		over()
 		if out != nil {
 			out.Close()
 		}
@@ -172,12 +179,12 @@ func (n *Network) outUDP(r *udp.ForwarderRequest) bool {
 	}
 	in := gonet.NewUDPConn(&q, ep)
 	n.work.Go(func() {
-		defer p.release()
+		defer over()
 		if dns {
 			p.serveDNSFlow(in)
 			return
 		}
-		relayUDP(p.ctx, in, out)
+		relayUDP(o.ctx, in, out)
 	})
 	return true
 }

@@ -9,12 +9,15 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/cradlevm/cradle/network/egress"
 )
 
 // Guest is who may be at a port.
@@ -24,6 +27,16 @@ type Guest struct {
 	// Host lets the guest reach the host's own services, but for those that listen on loopback only: at the host's
 	// addresses, and at the gateway's, which stands for one of them.
 	Host bool
+	// Policy is what the guest may send, and how much both ways; with Host unset, Services are those of the host that it may reach at
+	// the gateway's address.
+	Policy   egress.Policy
+	Services []Service
+}
+
+// Service of the host's.
+type Service struct {
+	Protocol string // "tcp" or "udp"
+	Port     uint16 // 0: all
 }
 
 // Reason is why a frame was dropped.
@@ -36,34 +49,43 @@ const (
 	ForgedIP                  // from another address, or with other addresses in an ARP packet
 	OtherType                 // neither IPv4 nor ARP: IPv6, a VLAN, …
 	Unreachable               // to nobody, to many, or where the network does not lead
+	Fragment                  // where a policy asks for ports
+	Denied                    // by the guest's policy
+	Rate                      // over the guest's rate limit
 	Full                      // faster than the other side reads
 	reasons
 )
 
 func (r Reason) String() string {
-	return [...]string{"malformed", "forged MAC", "forged IP", "other type", "unreachable", "full"}[r]
+	return [...]string{"malformed", "forged MAC", "forged IP", "other type", "unreachable", "fragment", "policy", "rate", "full"}[r]
 }
 
 // Counters of a port; all but Dropped in both directions as the guest sees them.
 type Counters struct {
 	SentFrames, SentBytes         uint64
 	ReceivedFrames, ReceivedBytes uint64
-	Dropped                       map[Reason]uint64
+	Dropped                       map[Reason]uint64 // of what the guest sent
+	Refused                       map[Reason]uint64 // of what was for it
 }
 
 // Port is where one guest is attached.
 type Port struct {
-	n     *Network
-	guest Guest
-	conn  net.Conn
-	out   chan []byte // frames to the guest
+	n      *Network
+	guest  Guest // but for its policy, which mu guards
+	conn   net.Conn
+	out    chan []byte // frames to the guest
+	filter *egress.Filter
+
+	mu       sync.Mutex
+	services []Service
+	open     map[*outbound]bool
 
 	ctx   context.Context
 	stop  context.CancelFunc
 	flows chan struct{} // a place for each of the guest's connections
 
 	sentFrames, sentBytes, gotFrames, gotBytes atomic.Uint64
-	dropped                                    [reasons]atomic.Uint64
+	dropped, refused                           [reasons]atomic.Uint64
 }
 
 // Frame sizes, in bytes.
@@ -86,7 +108,9 @@ func (n *Network) Attach(g Guest, conn net.Conn) (*Port, error) {
 	case !n.o.Subnet.Contains(g.Addr) || g.Addr == n.o.Gateway:
 		return fail("%s is no guest's address in %s", g.Addr, n.o.Subnet)
 	}
-	p := &Port{n: n, guest: g, conn: conn, out: make(chan []byte, queueLength), flows: make(chan struct{}, maxConns)}
+	p := &Port{n: n, guest: g, conn: conn, out: make(chan []byte, queueLength), flows: make(chan struct{}, maxConns),
+		filter: egress.NewFilter(n.o.Gateway), services: g.Services, open: map[*outbound]bool{}}
+	p.filter.Set(g.Policy)
 	p.ctx, p.stop = context.WithCancel(n.ctx)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -120,11 +144,14 @@ func (p *Port) Done() <-chan struct{} { return p.ctx.Done() }
 func (p *Port) Counters() Counters {
 	c := Counters{
 		SentFrames: p.sentFrames.Load(), SentBytes: p.sentBytes.Load(),
-		ReceivedFrames: p.gotFrames.Load(), ReceivedBytes: p.gotBytes.Load(), Dropped: map[Reason]uint64{},
+		ReceivedFrames: p.gotFrames.Load(), ReceivedBytes: p.gotBytes.Load(), Dropped: map[Reason]uint64{}, Refused: map[Reason]uint64{},
 	}
 	for r := range reasons {
 		if v := p.dropped[r].Load(); v > 0 {
 			c.Dropped[r] = v
+		}
+		if v := p.refused[r].Load(); v > 0 {
+			c.Refused[r] = v
 		}
 	}
 	return c
@@ -171,6 +198,9 @@ func (p *Port) take(b []byte) (why Reason, ok bool) {
 	if [6]byte(b[6:12]) != [6]byte(p.guest.MAC) {
 		return ForgedMAC, false
 	}
+	if !p.filter.Spend(len(b)) {
+		return Rate, false
+	}
 	switch binary.BigEndian.Uint16(b[12:14]) {
 	case uint16(header.ARPProtocolNumber):
 		return p.takeARP(b[ethernetSize:])
@@ -208,7 +238,7 @@ func (p *Port) takeARP(b []byte) (Reason, bool) {
 	reply = append(reply, 8, 6, 0, 1, 8, 0, 6, 4, 0, 2)
 	reply = append(append(reply, answer...), b[24:28]...)
 	reply = append(append(reply, p.guest.MAC...), b[14:18]...)
-	p.queue(reply)
+	p.queue(reply, nil)
 	return 0, true
 }
 
@@ -222,6 +252,9 @@ func (p *Port) takeIPv4(b []byte) (Reason, bool) {
 	b = b[:h.TotalLength()] // the rest is an Ethernet frame's padding
 	if from != p.guest.Addr {
 		return ForgedIP, false
+	}
+	if why, ok := p.ask(b); !ok {
+		return why, false
 	}
 	if p.n.o.Subnet.Contains(to) && to != p.n.o.Gateway {
 		q := p.n.port(to)
@@ -244,19 +277,40 @@ func (p *Port) takeIPv4(b []byte) (Reason, bool) {
 	return 0, true
 }
 
+// ask has the guest's policy decide about a packet.
+func (p *Port) ask(b []byte) (Reason, bool) {
+	switch p.filter.Send(b, ethernetSize+len(b)) {
+	case egress.Pass:
+		return 0, true
+	case egress.Fragment:
+		return Fragment, false
+	case egress.Short:
+		return Malformed, false
+	}
+	return Denied, false
+}
+
 // deliver puts a packet from a hardware address into a frame for the guest.
 func (p *Port) deliver(from net.HardwareAddr, packet []byte) {
 	frame := make([]byte, 0, ethernetSize+len(packet))
 	frame = append(append(frame, p.guest.MAC...), from...)
-	p.queue(append(append(frame, 8, 0), packet...))
+	p.queue(append(append(frame, 8, 0), packet...), packet)
 }
 
-// queue hands a frame to write, or drops it: nobody waits for a guest that does not read.
-func (p *Port) queue(frame []byte) {
+// queue hands a frame to write, or drops it: nobody waits for a guest that does not read. packet is what of it the guest may
+// answer, or nil.
+func (p *Port) queue(frame, packet []byte) {
+	if !p.filter.SpendIngress(len(frame)) {
+		p.refused[Rate].Add(1)
+		return
+	}
+	if packet != nil {
+		p.filter.Receive(packet)
+	}
 	select {
 	case p.out <- frame:
 	default:
-		p.drop(Full)
+		p.refused[Full].Add(1)
 	}
 }
 

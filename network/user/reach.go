@@ -3,25 +3,37 @@ package user
 import (
 	"net"
 	"net/netip"
+	"slices"
 )
 
 // reach says where the host is to connect to for a guest that wants to, for "tcp" or "udp"; false when it may not.
 func (p *Port) reach(protocol string, to netip.AddrPort) (netip.AddrPort, bool) {
 	switch a := to.Addr(); {
-	case p.n.o.Internal:
-		return to, false
 	case a == p.n.o.Gateway: // stands for the host
 		host, ok := hostAddr()
 		if !ok {
 			return to, false
 		}
+		serves := p.serves(protocol, to.Port())
 		to = netip.AddrPortFrom(host, to.Port())
+		if serves || p.n.o.Internal {
+			return to, serves
+		}
+	case p.n.o.Internal:
+		return to, false
 	case nowhere(a):
 		return to, false
 	case !ownAddress(a):
 		return to, true
 	}
 	return to, p.guest.Host || p.n.o.Published != nil && p.n.o.Published(protocol, to)
+}
+
+// serves tells whether the guest's policy opens a service of the host's.
+func (p *Port) serves(protocol string, port uint16) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Contains(p.services, Service{protocol, port}) || slices.Contains(p.services, Service{protocol, 0})
 }
 
 // hostAddr is the address that the host has towards the world, at which services answer that listen at all of its addresses.

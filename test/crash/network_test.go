@@ -22,7 +22,7 @@ import (
 // settleLimit is how long a daemon that has just started may take until the host has what its containers need.
 const settleLimit = time.Minute
 
-// While containers with published ports start and stop on three networks, the daemon is killed CRADLE_CRASH_NETWORK_ROUNDS
+// While containers with published ports, and sharers of their networks, start and stop on three networks, the daemon is killed CRADLE_CRASH_NETWORK_ROUNDS
 // times, with four starts to a kill, at moments that CRADLE_CRASH_SEED decides. After each kill the next daemon has the
 // host's bridges, TAPs, guards, leases, rules and sockets agree with the containers that run; at the end there are none.
 func TestKilledDaemonsOnNetworks(t *testing.T) {
@@ -95,8 +95,8 @@ func TestKilledDaemonsOnNetworks(t *testing.T) {
 	}
 	h.enough.Store(true)
 	<-ended
-	t.Logf("%d kills in %v, %d starts, of which %d were cut short; %d things agreed", rounds, time.Since(begun).Round(time.Second),
-		h.starts.Load(), h.cut.Load(), h.compared)
+	t.Logf("%d kills in %v, %d starts, of which %d were cut short; %d things agreed, sharers ran %d times", rounds,
+		time.Since(begun).Round(time.Second), h.starts.Load(), h.cut.Load(), h.compared, h.shared)
 	if _, err := h.must("No such container", "rm", "-f", "steady"); err != nil {
 		t.Error(err)
 	}
@@ -124,6 +124,7 @@ type networked struct {
 	starts, cut atomic.Int64
 	started     atomic.Int64 // starts that were not cut short
 	compared    int          // things that were as they have to be
+	shared      int          // times that a sharer was seen to run
 }
 
 func (h *networked) do(args ...string) result {
@@ -152,7 +153,7 @@ type tenant struct {
 func (h *tenant) comeAndGo(worker, turn int) error {
 	r, name, slot := h.rand, fmt.Sprintf("guest%d-%d", worker, turn), turn%tenants
 	if slot < len(h.names) {
-		if _, err := h.must("No such container", "rm", "-f", h.names[slot]); err != nil {
+		if err := h.remove(h.names[slot]); err != nil {
 			return err
 		}
 		h.names[slot] = name
@@ -171,11 +172,13 @@ func (h *tenant) comeAndGo(worker, turn int) error {
 	}
 	for range r.IntN(3) {
 		var err error
-		switch r.IntN(2) {
-		case 0:
+		switch r.IntN(3) {
+		case 0: // what shares its network ends
 			if _, err = h.must("", "stop", "-t", "0", name); err == nil {
 				err = h.start("start", name)
 			}
+		case 1:
+			err = h.share(name)
 		default: // on a third network
 			if _, err = h.must("already exists", "network", "connect", on[2], name); err == nil && r.IntN(2) == 0 {
 				_, err = h.must("is not connected", "network", "disconnect", on[2], name)
@@ -188,10 +191,32 @@ func (h *tenant) comeAndGo(worker, turn int) error {
 	return nil
 }
 
+// share has a second container come to the network of one, unless that one, or its sharer, was cut short.
+func (h *tenant) share(name string) error {
+	err := h.start("run", "-d", "--name", name+sharer, "--network", "container:"+name, "busybox", "sleep", "1000000")
+	if err == nil || strings.Contains(err.Error(), "non running container") || strings.Contains(err.Error(), "is already in use") {
+		return nil
+	}
+	return err
+}
+
+// sharer is what a sharer's name ends with.
+const sharer = "-sharer"
+
+// remove removes a container, which ends its sharer, and then that.
+func (h *tenant) remove(name string) error {
+	for _, one := range []string{name, name + sharer} {
+		if _, err := h.must("No such container", "rm", "-f", one); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // leave removes what is left of the tenant.
 func (h *tenant) leave() error {
 	for _, name := range h.names {
-		if _, err := h.must("No such container", "rm", "-f", name); err != nil {
+		if err := h.remove(name); err != nil {
 			return err
 		}
 	}
@@ -286,15 +311,28 @@ func (h *networked) needed() ([]string, error) {
 	if err := h.inspect(&containers, "container"); err != nil {
 		return nil, err
 	}
+	running := map[string]bool{}
 	for _, c := range containers {
+		running[c.ID] = true
 		lines = append(lines, c.needs(bridges)...)
+	}
+	for _, c := range containers {
+		owner, shares := strings.CutPrefix(c.HostConfig.NetworkMode, "container:")
+		if shares && !running[owner] {
+			lines = append(lines, "a sharer's container "+owner) // nothing has that
+		}
+		if shares {
+			h.shared++
+		}
 	}
 	slices.Sort(lines)
 	return lines, nil
 }
 
-// inspected is what is needed of a running container.
+// inspected is what is needed of a running container. One that shares another's network has none of its own.
 type inspected struct {
+	ID              string `json:"Id"`
+	HostConfig      struct{ NetworkMode string }
 	State           struct{ Pid int }
 	NetworkSettings struct {
 		Ports    map[string][]struct{ HostIp, HostPort string }

@@ -83,6 +83,10 @@ func TestNetworkPolicy(t *testing.T) {
 		t.Errorf("it is told: %+v", s)
 	}
 
+	if s := c.policyStatus(t, "box"); len(s.Rules) != 1 || s.Rules[0].Allow != "*.good.example:80/tcp" || s.Rules[0].Packets < 4 || s.Default == nil || s.Default.Packets == 0 {
+		t.Errorf("its rules have decided: %+v", s)
+	}
+
 	set := func(args ...string) { t.Helper(); c.ok(t, append([]string{"network", "policy", "set"}, args...)...) }
 	set("--default", "deny", "--allow", "10.213.0.0/24:81/tcp", "box")
 	check("another port", "box", "10.213.0.9", false)
@@ -94,6 +98,14 @@ func TestNetworkPolicy(t *testing.T) {
 	check("a file, for one network", "box", "10.213.0.9", true)
 	set("--default", "deny", "--allow", "server:80/tcp", "box")
 	check("a container's name", "box", "server", true)
+	set("--deny", "bad.example", "box")
+	check("a denied name", "box", "bad.example", false)
+	check("its address", "box", "10.213.0.9", true)
+	set("--default", "deny", "--deny", "bad.example", "box")
+	if rows := strings.Fields(c.ok(t, "network", "policy", "rules", "--format", "{{.Action}}/{{.Target}}/{{.Packets}}", "box")); len(rows) != 2 ||
+		!strings.HasPrefix(rows[0], "deny/bad.example/") || strings.HasSuffix(rows[0], "/0") || !strings.HasPrefix(rows[1], "deny/default/") {
+		t.Errorf("a rule that stayed: %q", rows)
+	}
 	set("--default", "deny", "box")
 	check("nothing", "box", "10.213.0.9", false)
 	for bad, want := range map[string]string{"10.0.0.1/8": "it should be 10.0.0.0/8", "any:80/sctp": "none of tcp, udp, icmp", "a_b c": "is not a name"} {

@@ -115,6 +115,57 @@ func TestOrdinaryUsersNetworks(t *testing.T) {
 	}
 }
 
+// TestOrdinaryUsersPolicies: a user's containers send what their policies allow, changed live, as root's do.
+func TestOrdinaryUsersPolicies(t *testing.T) {
+	nettest.NeedRoot(t)
+	u := newUser(t)
+	t.Cleanup(func() { u.reset(t) })
+	world := nettest.NewOutside(t)
+	world.Do(func() error {
+		serveHTTP(t, "0.0.0.0:8000", "the world")
+		serveDNS(t, "0.0.0.0:53", "www.world.test.", nettest.OutsideAddr())
+		return nil
+	})
+	serveHTTP(t, "0.0.0.0:8001", "the host")
+	u.load(t, "busybox")
+	outside := nettest.OutsideAddr().String()
+	u.ok(t, "run", "-d", "--name", "box", "--dns", outside, "--egress", "deny", "--egress-allow", "*.world.test:8000/tcp", "--egress-allow", "host:8001/tcp",
+		"busybox", "sleep", "10000")
+	isClosed := func(at string) {
+		t.Helper()
+		if out, code := u.do(t, nil, "cradle", "exec", "box", "timeout", "2", "wget", "-qO-", "http://"+at+"/x"); code == 0 {
+			t.Errorf("%s is open: %q", at, out)
+		}
+	}
+	gateway := u.ok(t, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.Gateway}}{{end}}", "box")
+	check := func() {
+		t.Helper()
+		isClosed(outside + ":8000")
+		if got := u.fetchFrom(t, "box", "www.world.test:8000"); got != "the world" {
+			t.Errorf("by an allowed name: %q", got)
+		}
+		if got := u.fetchFrom(t, "box", gateway+":8001"); got != "the host" {
+			t.Errorf("the host's service: %q", got)
+		}
+	}
+	check()
+	u.killDaemon(t)
+	check()
+	u.ok(t, "network", "policy", "set", "--deny", "world.test", "box")
+	isClosed("www.world.test:8000")
+	isClosed(gateway + ":8001")
+	if got := u.fetchFrom(t, "box", outside+":8000"); got != "the world" {
+		t.Errorf("the address of a name that is denied: %q", got)
+	}
+	u.ok(t, "network", "policy", "set", "--deny", outside, "box")
+	isClosed(outside + ":8000")
+	if got := u.ok(t, "network", "policy", "rules", "--format", "{{.Action}} {{.Target}} {{.Packets}}", "box"); strings.HasPrefix(got, "deny "+outside+" 0") ||
+		!strings.HasPrefix(got, "deny "+outside) {
+		t.Errorf("its rules have decided: %q", got)
+	}
+	u.check(t)
+}
+
 // fetchFrom asks for /x from inside of a container, until it is served.
 func (u *user) fetchFrom(t *testing.T, container, at string) string {
 	t.Helper()

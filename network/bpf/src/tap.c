@@ -88,6 +88,7 @@ struct rule {
 	u16 low;     // ports, host order; 0 and 65535: any, and protocols without ports
 	u16 high;
 	u16 unused;
+	u64 id;      // what it decides about is counted by this
 };
 
 struct prefix {
@@ -97,7 +98,7 @@ struct prefix {
 };
 
 struct rules {
-	u32 count;
+	u64 count;
 	struct rule rule[MAX_RULES];
 };
 
@@ -130,6 +131,28 @@ struct {
 	MAP_TYPE(value, struct opened);
 } opened SEC(".maps");
 
+// What each rule has decided about. The host makes the entries; what has none is not counted.
+enum { DEFAULT_ALLOW = 1, DEFAULT_DENY = 2 }; // ids of what no rule speaks of
+
+struct decided_key {
+	u32 ifindex;
+	u32 unused;
+	u64 rule;
+};
+
+struct decided {
+	u64 packets;
+	u64 bytes;
+};
+
+struct {
+	MAP_UINT(type, MAP_PERCPU_HASH);
+	MAP_UINT(max_entries, 65536);
+	MAP_UINT(map_flags, NO_PREALLOC);
+	MAP_TYPE(key, struct decided_key);
+	MAP_TYPE(value, struct decided);
+} decided SEC(".maps");
+
 // Conversations that others began with a guest under a policy, and those that began while a name was open.
 struct flow {
 	u32 ifindex;
@@ -140,11 +163,16 @@ struct flow {
 	u8 unused[3];
 };
 
+struct conversation {
+	u64 until; // ns
+	u64 rule;  // of the name that it began with; 0: another began it
+};
+
 struct {
 	MAP_UINT(type, MAP_LRU_HASH);
 	MAP_UINT(max_entries, 65536);
 	MAP_TYPE(key, struct flow);
-	MAP_TYPE(value, u64); // until, ns
+	MAP_TYPE(value, struct conversation);
 } flows SEC(".maps");
 
 #define SECOND 1000000000ULL
@@ -214,6 +242,7 @@ struct packet {
 	u8 remote[16]; // the other side; IPv4 mapped
 	u32 l4;        // offset of the upper layer's header
 	u32 end;       // where the packet ends; the frame may go on
+	u32 length;    // of the frame
 	u16 remote_port, local_port;
 	u8 protocol;
 	u8 fragmented; // any fragment
@@ -491,12 +520,28 @@ INLINE void flow_of(struct flow *f, u32 ifindex, const struct packet *p)
 	f->protocol = p->protocol;
 }
 
-INLINE void remember(u32 ifindex, const struct packet *p)
+// remember lets a conversation go on; one that there is already stays that of the rule it began with.
+INLINE void remember(u32 ifindex, const struct packet *p, u64 rule)
 {
 	struct flow f;
 	flow_of(&f, ifindex, p);
-	u64 until = ktime_ns() + (p->protocol == TCP ? TCP_FLOW : OTHER_FLOW);
-	map_update(&flows, &f, &until, 0);
+	u64 now = ktime_ns();
+	struct conversation c = {now + (p->protocol == TCP ? TCP_FLOW : OTHER_FLOW), rule};
+	struct conversation *old = map_lookup(&flows, &f);
+	if (old && old->until > now)
+		old->until = c.until;
+	else
+		map_update(&flows, &f, &c, 0);
+}
+
+INLINE void decide(u32 ifindex, const struct packet *p, u64 rule)
+{
+	struct decided_key k = {.ifindex = ifindex, .rule = rule};
+	struct decided *d = map_lookup(&decided, &k);
+	if (d) {
+		d->packets++;
+		d->bytes += p->length;
+	}
 }
 
 // ask_policy is for packets that a guest sends to one receiver. Neighbour discovery and ARP never come here.
@@ -515,12 +560,8 @@ CALL int ask_policy(u32 ifindex, const struct endpoint *e, const struct packet *
 	if (p->fragmented)
 		return R_FRAGMENT;
 
-	struct flow f;
-	flow_of(&f, ifindex, p);
-	u64 *until = map_lookup(&flows, &f);
-	if (until && *until > now)
-		return PASS;
-
+	u64 rule = 0; // that denies, unless the packet is an answer
+	int denied = 0;
 	struct prefix k = {.length = 32 + 128, .ifindex = ifindex};
 	__builtin_memcpy(k.address, p->remote, 16);
 	struct rules *found = map_lookup(&rules, &k);
@@ -528,27 +569,47 @@ CALL int ask_policy(u32 ifindex, const struct endpoint *e, const struct packet *
 		for (u32 i = 0; i < MAX_RULES; i++) {
 			if (i >= found->count)
 				break;
-			if (matches(&found->rule[i], p))
-				return found->rule[i].action == ALLOW ? PASS : R_POLICY;
+			if (!matches(&found->rule[i], p))
+				continue;
+			if (found->rule[i].action != ALLOW) {
+				denied = 1;
+				rule = found->rule[i].id;
+				break;
+			}
+			decide(ifindex, p, found->rule[i].id);
+			return PASS;
 		}
 	}
-	if (!(e->flags & F_DENY))
+	if (!denied && !(e->flags & F_DENY)) {
+		decide(ifindex, p, DEFAULT_ALLOW);
 		return PASS;
+	}
+	struct flow f;
+	flow_of(&f, ifindex, p);
+	struct conversation *c = map_lookup(&flows, &f);
+	if (c && c->until > now) {
+		decide(ifindex, p, c->rule);
+		return PASS;
+	}
+	if (denied) {
+		decide(ifindex, p, rule);
+		return R_POLICY;
+	}
 
 	struct opened_key o = {.ifindex = ifindex};
 	__builtin_memcpy(o.address, p->remote, 16);
 	struct opened *open = map_lookup(&opened, &o);
-	if (!open || open->until <= now)
-		return R_POLICY;
-	for (u32 i = 0; i < MAX_OPEN_RULES; i++) {
+	for (u32 i = 0; open && open->until > now && i < MAX_OPEN_RULES; i++) {
 		if (i >= open->count)
 			break;
 		if (matches(&open->rule[i], p)) {
 			if (p->begins)
-				remember(ifindex, p); // the conversation may outlast the name
+				remember(ifindex, p, open->rule[i].id); // the conversation may outlast the name
+			decide(ifindex, p, open->rule[i].id);
 			return PASS;
 		}
 	}
+	decide(ifindex, p, DEFAULT_DENY);
 	return R_POLICY;
 }
 
@@ -611,7 +672,7 @@ INLINE enum reason check_from_guest(struct __sk_buff *skb)
 	if (eth.type == htons(ETH_ARP))
 		return check_arp(skb, e);
 
-	struct packet p = {};
+	struct packet p = {.length = skb->len};
 	enum reason r;
 	if (eth.type == htons(ETH_IPV4))
 		r = check_ipv4(skb, e, &p);
@@ -657,7 +718,7 @@ INLINE void note_conversation(struct __sk_buff *skb, u32 ifindex)
 		if (skb_load(skb, p.l4, &kind, 1) || kind != (p.protocol == ICMP ? 8 : 128)) // echo requests only
 			return;
 	}
-	remember(ifindex, &p);
+	remember(ifindex, &p, 0);
 }
 
 INLINE enum reason check_to_guest(struct __sk_buff *skb)
