@@ -39,12 +39,14 @@ type launch struct {
 	tscKHz  int   // 0: unknown
 	count   bool  // Options.CountInstructions
 	// restore waits for saved state and gives the guest a private copy of ram, which is shared otherwise.
-	restore bool
-	nics    []nicArg
+	restore  bool
+	forkable bool // it is to be copied: it may change its user and start processes
+	nics     []nicArg
 
 	// Descriptor numbers in the child. initrd is -1 when there is none; ram is 0 for anonymous memory.
 	kernel, initrd, ram    int
 	monitor, console, port int
+	record, control        int // control is 0 unless forkable
 }
 
 // args is the command line, argv[0] included. The guest does not run yet when QEMU is up (-S): its monitor is
@@ -60,6 +62,10 @@ func (l *launch) args() []string {
 		}
 		ram = fmt.Sprintf("memory-backend-file,id=%s,size=%dK,share=%s,mem-path=%s", memoryID, kib, share, fdPath(l.ram))
 	}
+	sandbox := "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+	if l.forkable {
+		sandbox = "on,obsolete=deny,resourcecontrol=deny" // copies get the rest: copyFilter
+	}
 	begin := []string{"-S"}
 	if l.restore {
 		begin = []string{"-incoming", "defer"}
@@ -68,7 +74,7 @@ func (l *launch) args() []string {
 		l.binary,
 		"-name", l.id,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-sandbox", sandbox,
 		"-machine", l.machine(),
 		"-m", fmt.Sprintf("%dK", kib),
 		"-object", ram,

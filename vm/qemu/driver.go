@@ -156,7 +156,7 @@ func (d *Driver) run(ctx context.Context, c vm.Config, open func(c vm.Config, ac
 	forgetConsole()
 	made.push(forgetConsole)
 	made.push(func() { removeTraces(c.Dir) })
-	proc, err := d.launch(c, q, accel, in)
+	proc, l, err := d.launch(c, q, accel, in)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +167,10 @@ func (d *Driver) run(ctx context.Context, c vm.Config, open func(c vm.Config, ac
 		proc.wait()
 		proc.close()
 		return nil, err
+	}
+	if in.ours != nil {
+		m.forkable = &forkable{config: c, launch: l, control: in.ours}
+		in.ours = nil // the machine's from here on
 	}
 	go m.watch()
 	return m, nil

@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"github.com/cradlevm/cradle/vm"
+	"github.com/cradlevm/cradle/vm/fork"
+	"golang.org/x/sys/unix"
 )
 
 // inputs are the files of a Config, opened.
@@ -15,7 +17,10 @@ type inputs struct {
 	disks          []*os.File
 	taps           []*os.File // of each interface; nil where it has none
 	ram            *os.File   // nil: anonymous memory
+	control        *os.File   // nil unless Config.Forkable
+	ours           *os.File   // our end of control
 	restore        bool       // the guest goes on from saved state, with a private copy of ram
+	parent         *parent    // the guest goes on from a copy of this VM's; nil: it is started
 }
 
 func (d *Driver) openInputs(c vm.Config, accel string) (_ *inputs, err error) {
@@ -47,8 +52,14 @@ func (d *Driver) openInputs(c vm.Config, accel string) (_ *inputs, err error) {
 	return in, nil
 }
 
-// openDevices opens disks and network interfaces.
+// openDevices opens disks and network interfaces, and what copies need.
 func (in *inputs) openDevices(c vm.Config) error {
+	if c.Forkable {
+		var err error
+		if in.ours, in.control, err = fork.Control(); err != nil {
+			return err
+		}
+	}
 	for _, disk := range c.Disks {
 		f, err := openDisk(disk)
 		if err != nil {
@@ -70,26 +81,99 @@ func (in *inputs) openDevices(c vm.Config) error {
 }
 
 func (in *inputs) close() {
-	for _, f := range slices.Concat([]*os.File{in.kernel, in.initrd, in.ram}, in.disks, in.taps) {
+	for _, f := range slices.Concat([]*os.File{in.kernel, in.initrd, in.ram, in.control, in.ours}, in.disks, in.taps) {
 		if f != nil {
 			f.Close()
 		}
 	}
 }
 
-// launch starts QEMU with what it inherits and records its process. On error nothing runs.
-func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) (*process, error) {
+// doors are what a monitor is reached by, and found: its listening sockets and its record.
+type doors struct {
+	monitor, console, port *os.File
+	streams                []*os.File // of each interface; nil where it is no stream
+	record                 *record
+}
+
+// openDoors makes those of a VM.
+func openDoors(c vm.Config) (_ *doors, err error) {
+	d := &doors{streams: make([]*os.File, len(c.NICs))}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	for i, n := range c.NICs {
+		if n.Stream {
+			if d.streams[i], err = listen(c.Dir, nicSocket(i)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, socket := range []struct {
+		name string
+		file **os.File
+	}{{monitorSocket, &d.monitor}, {consoleSocket, &d.console}, {agentSocket, &d.port}} {
+		if *socket.file, err = listen(c.Dir, socket.name); err != nil {
+			return nil, err
+		}
+	}
+	if d.record, err = newRecord(c.Dir); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// close closes our own copies, which must go whatever happens: QEMU's end is noticed by theirs being closed.
+func (d *doors) close() {
+	for _, f := range slices.Concat([]*os.File{d.monitor, d.console, d.port}, d.streams) {
+		if f != nil {
+			f.Close()
+		}
+	}
+	if d.record != nil {
+		d.record.file.Close()
+	}
+}
+
+// launch starts QEMU, or copies one that runs, with what it inherits, and records its process. On error nothing runs.
+func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) (*process, *launch, error) {
+	doors, err := openDoors(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer doors.close()
+	var proc *process
+	var l *launch
+	if in.parent != nil {
+		proc, err = in.parent.copy(c, in, doors)
+	} else {
+		proc, l, err = d.execute(c, q, accel, in, doors)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := doors.record.write(proc.pid); err != nil {
+		proc.kill()
+		proc.wait()
+		proc.close()
+		return nil, nil, err
+	}
+	proc.settle()
+	return proc, l, nil
+}
+
+// execute starts QEMU.
+func (d *Driver) execute(c vm.Config, q *installation, accel string, in *inputs, doors *doors) (*process, *launch, error) {
 	var s spawn
-	// Our own copies of sockets and record must go whatever happens: QEMU's end is noticed by theirs being closed.
-	var ours undo
-	defer ours.run()
 	inherit := func(f *os.File) int {
 		s.files = append(s.files, f)
 		return 2 + len(s.files)
 	}
-	l := launch{
+	l := &launch{
 		binary: q.binary, version: q.version, id: c.ID, accel: accel,
 		cpus: c.CPUs, memory: ramSize(accel, c.Memory), cmdline: c.Cmdline, code: c.CodeCache, initrd: -1, restore: in.restore,
+		forkable: c.Forkable,
 	}
 	if accel == vm.AccelTCG {
 		l.tscKHz, l.count = d.tscKHz(), d.count
@@ -104,38 +188,22 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 	if in.ram != nil {
 		l.ram = inherit(in.ram)
 	}
-	for i, n := range c.NICs {
+	for i := range c.NICs {
 		a := nicArg{}
 		if in.taps[i] != nil {
 			a.tap = inherit(in.taps[i])
 		}
-		if n.Stream {
-			f, err := listen(c.Dir, nicSocket(i))
-			if err != nil {
-				return nil, err
-			}
-			ours.push(func() { f.Close() })
-			a.stream = inherit(f)
+		if doors.streams[i] != nil {
+			a.stream = inherit(doors.streams[i])
 		}
 		l.nics = append(l.nics, a)
 	}
-	for _, socket := range []struct {
-		name string
-		fd   *int
-	}{{monitorSocket, &l.monitor}, {consoleSocket, &l.console}, {agentSocket, &l.port}} {
-		f, err := listen(c.Dir, socket.name)
-		if err != nil {
-			return nil, err
-		}
-		ours.push(func() { f.Close() })
-		*socket.fd = inherit(f)
+	l.monitor, l.console, l.port = inherit(doors.monitor), inherit(doors.console), inherit(doors.port)
+	l.record = inherit(doors.record.file)
+	if in.control != nil {
+		l.control = inherit(in.control)
+		s.caps = []uintptr{unix.CAP_SETUID, unix.CAP_SETGID}
 	}
-	rec, err := newRecord(c.Dir)
-	if err != nil {
-		return nil, err
-	}
-	ours.push(func() { rec.file.Close() })
-	inherit(rec.file)
 
 	s.argv, s.cgroup = l.args(), c.Cgroup
 	s.uid, s.gid, s.groups = c.UID, c.GID, nil
@@ -143,17 +211,7 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 		s.groups = kvmGroup()
 	}
 	proc, err := s.start()
-	if err != nil {
-		return nil, err
-	}
-	if err := rec.write(proc.pid); err != nil {
-		proc.kill()
-		proc.wait()
-		proc.close()
-		return nil, err
-	}
-	proc.settle()
-	return proc, nil
+	return proc, l, err
 }
 
 // kvmGroup is the group that /dev/kvm is open to, the one supplementary group a monitor is given: QEMU opens the

@@ -32,12 +32,14 @@ type machine struct {
 	migration migration
 	ram       *os.File // the guest's memory; nil when Snapshot cannot save it
 	cpus      int
+	forkable  *forkable // nil when it was not started Config.Forkable
 
 	// steady is held to write by who needs the devices and the processors left as they are, to read by who changes them.
 	steady sync.RWMutex
 
 	mu      sync.Mutex
 	asked   bool                 // Shutdown or Kill has been called: the end is no error
+	frozen  bool                 // Freeze has been called: the monitor listens to nobody any more
 	reason  string               // the monitor's word for why the guest ended; empty when it has not said
 	streams map[string]net.Conn  // the one connection to each socket
 	stood   map[string]time.Time // when it last stopped and resumed, by the event's name
@@ -152,6 +154,9 @@ func (m *machine) watch() {
 	if m.ram != nil {
 		m.ram.Close()
 	}
+	if m.forkable != nil {
+		m.forkable.control.Close()
+	}
 	removeTraces(m.dir)
 	close(m.done)
 }
@@ -159,6 +164,12 @@ func (m *machine) watch() {
 // follow ends a QEMU that lives on without its monitor: nothing could lead it any more.
 func (m *machine) follow(gone <-chan struct{}) {
 	<-m.mon.done
+	m.mu.Lock()
+	frozen := m.frozen
+	m.mu.Unlock()
+	if frozen {
+		return
+	}
 	select {
 	case <-gone:
 	case <-time.After(lingerLimit):

@@ -124,7 +124,7 @@ func TestHalfStarted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		proc, err := d.launch(c, q, vm.AccelTCG, in)
+		proc, _, err := d.launch(c, q, vm.AccelTCG, in)
 		in.close()
 		if err != nil {
 			t.Fatal(err)

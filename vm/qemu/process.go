@@ -33,6 +33,7 @@ type spawn struct {
 	uid, gid uint32     // 0: the caller's own
 	groups   []uint32   // supplementary groups, when uid or gid changes
 	cgroup   string     // cgroup v2 directory; empty: the caller's
+	caps     []uintptr  // capabilities it keeps although its user is not root
 }
 
 // start runs the program argv[0] in a session of its own, without environment, in the root directory: it needs
@@ -55,6 +56,7 @@ func (s *spawn) start() (*process, error) {
 	attr := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	if (s.uid != 0 || s.gid != 0) && os.Geteuid() == 0 {
 		attr.Credential = &syscall.Credential{Uid: s.uid, Gid: s.gid, Groups: s.groups}
+		attr.AmbientCaps = s.caps
 	}
 	if s.cgroup != "" {
 		dir, err := unix.Open(s.cgroup, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

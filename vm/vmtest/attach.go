@@ -29,11 +29,25 @@ const startedLine = "vmtest started "
 type order struct {
 	Config vm.Config
 	Saved  string // directory of the state to restore; empty: boot
+	// Parent is the VM to boot, freeze and copy; nil: the VM is no copy.
+	Parent *vm.Config
 	// Checkpoint has the VM started, and then stand still in a checkpoint that never ends.
 	Checkpoint bool
 }
 
 func (o order) start(t *testing.T, driver vm.Driver) (vm.VM, error) {
+	if o.Parent != nil {
+		parent, err := driver.Start(within(t), *o.Parent)
+		if err != nil {
+			return nil, err
+		}
+		watched(t, parent, *o.Parent).session().Close()
+		source, err := parent.(vm.Forker).Freeze(within(t))
+		if err != nil {
+			return nil, err
+		}
+		return source.Restore(within(t), o.Config)
+	}
 	if o.Saved == "" {
 		return driver.Start(within(t), o.Config)
 	}

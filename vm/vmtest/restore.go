@@ -213,7 +213,7 @@ func testOtherConfig(t *testing.T, s *suite, tm template) {
 }
 
 // mustFail checks that a restore fails for a reason, and leaves nothing.
-func mustFail(t *testing.T, name string, saved vm.Saved, c vm.Config, want error) {
+func mustFail(t *testing.T, name string, saved vm.Source, c vm.Config, want error) {
 	t.Helper()
 	began := time.Now()
 	v, err := saved.Restore(within(t), c)

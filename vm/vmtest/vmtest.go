@@ -1,7 +1,7 @@
 // Package vmtest is the conformance suite that every vm.Driver passes.
 //
 // It boots real guests: a kernel of the caller's and an initrd whose /init is the program testguest. Whatever a
-// driver offers by assertion (vm.DiskPlugger, vm.Pauser, vm.Streamer, vm.Restorer, vm.Checkpointer) is tested as well, and skipped where it is not offered.
+// driver offers by assertion (vm.DiskPlugger, vm.Pauser, vm.Streamer, vm.Restorer, vm.Forker, vm.Checkpointer) is tested as well, and skipped where it is not offered.
 package vmtest
 
 import (
@@ -51,6 +51,7 @@ func Run(t *testing.T, driver vm.Driver, guest Guest) {
 	t.Run("Many", s.testMany)
 	t.Run("Network", s.testNetwork)
 	t.Run("Restore", s.testRestore)
+	t.Run("Fork", s.testFork)
 	t.Run("Checkpoint", s.testCheckpoint)
 }
 
@@ -71,9 +72,10 @@ func (s *suite) config(t *testing.T) vm.Config {
 // machine is a running VM as the tests see it.
 type machine struct {
 	vm.VM
-	t     *testing.T
-	dir   string
-	token wire.Token
+	t      *testing.T
+	dir    string
+	config vm.Config
+	token  wire.Token
 }
 
 // start starts c; the VM is gone when the test ends.
@@ -96,7 +98,7 @@ func watched(t *testing.T, v vm.VM, c vm.Config) *machine {
 			t.Error(err)
 		}
 	})
-	return &machine{VM: v, t: t, dir: c.Dir, token: wire.Token{1, 2, 3}}
+	return &machine{VM: v, t: t, dir: c.Dir, config: c, token: wire.Token{1, 2, 3}}
 }
 
 // within is a context for one step.

@@ -1,0 +1,17 @@
+//go:build !amd64
+
+package fork
+
+import "os"
+
+// Parent is a process that copies are made of: none on this kind of machine yet.
+type Parent struct{}
+
+// Seize answers ErrUnsupported.
+func Seize(int, *os.File, int) (*Parent, error) { return nil, ErrUnsupported }
+
+// Close ends the parent.
+func (*Parent) Close() {}
+
+// Fork answers ErrUnsupported.
+func (*Parent) Fork(Options) (int, *os.File, error) { return 0, nil, ErrUnsupported }

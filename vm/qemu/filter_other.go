@@ -1,0 +1,8 @@
+//go:build !amd64
+
+package qemu
+
+import "golang.org/x/sys/unix"
+
+// copyFilter is not needed where nothing can be copied.
+func copyFilter() []unix.SockFilter { return nil }

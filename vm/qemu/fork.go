@@ -1,0 +1,189 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cradlevm/cradle/vm"
+	"github.com/cradlevm/cradle/vm/fork"
+)
+
+// A VM that is frozen is a QEMU whose processors stand still, to which nobody is connected and which waits in poll(2). A copy of it
+// has sockets, TAPs and a user of its own, and goes on as soon as it is told to. It shares with it what an emulated processor costs
+// most to have: the guest's code as QEMU has translated it.
+
+// forkable is what is kept of a VM that was started with Config.Forkable.
+type forkable struct {
+	config  vm.Config
+	launch  *launch  // which descriptor is what
+	control *os.File
+}
+
+// parent is a frozen VM. It implements vm.Source.
+type parent struct {
+	*forkable
+	machine *machine
+	process *fork.Parent
+	form    shape
+}
+
+const (
+	// restLimit bounds the time that QEMU takes to notice that nobody is connected to it any more, and to come to rest.
+	restLimit = 20 * time.Second
+	// restStep is how often it is looked at meanwhile.
+	restStep = 5 * time.Millisecond
+)
+
+// Freeze implements vm.Forker.
+func (m *machine) Freeze(ctx context.Context) (vm.Source, error) {
+	p, err := m.freeze(ctx)
+	if err != nil {
+		return nil, m.explain(fmt.Errorf("freeze VM %s: %w", m.id, err))
+	}
+	return p, nil
+}
+
+func (m *machine) freeze(ctx context.Context) (*parent, error) {
+	m.steady.Lock()
+	defer m.steady.Unlock()
+	disks, next := m.disks.saved()
+	switch {
+	case m.forkable == nil:
+		return nil, fmt.Errorf("%w: it was not started Forkable", vm.ErrInvalid)
+	case m.forkable.launch.accel != vm.AccelTCG:
+		return nil, fmt.Errorf("%w: a VM under %s is bound to its process", errors.ErrUnsupported, m.forkable.launch.accel)
+	case len(disks) > 0:
+		return nil, fmt.Errorf("%w: it has %d disks", vm.ErrInvalid, len(disks))
+	}
+	ctx, cancel := context.WithTimeout(ctx, restLimit)
+	defer cancel()
+	if err := m.mon.run(ctx, "stop", nil); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	m.frozen = true
+	for _, conn := range m.streams {
+		conn.Close()
+	}
+	m.mu.Unlock()
+	m.mon.close()
+	m.consoleConn.Close()
+	p := &parent{forkable: m.forkable, machine: m, form: shape{Slot: next}}
+	err := m.poll(ctx, func() (_ bool, err error) {
+		if alone, err := m.alone(); err != nil || !alone {
+			return false, err
+		}
+		p.process, err = fork.Seize(m.proc.pid, m.forkable.control, m.forkable.launch.control)
+		if errors.Is(err, fork.ErrBusy) {
+			return false, nil
+		}
+		return true, err
+	})
+	if err != nil {
+		if errors.Is(err, fork.ErrUnsupported) {
+			err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+// alone tells whether nobody is connected to QEMU: all its sockets are those that it was given.
+func (m *machine) alone() (bool, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", m.proc.pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", vm.ErrExited, err)
+	}
+	sockets := 0
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && strings.HasPrefix(to, "socket:") {
+			sockets++
+		}
+	}
+	given := 4 // monitor, console, port, control
+	for _, n := range m.forkable.launch.nics {
+		if n.stream != 0 {
+			given++
+		}
+	}
+	return sockets <= given, nil
+}
+
+// Restore implements vm.Source.
+func (p *parent) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
+	of := p.config
+	if c.Memory != of.Memory || c.CPUs != of.CPUs {
+		return nil, fmt.Errorf("%w: CPUs, Memory: %d and %d bytes, not the %d and %d of the frozen VM", vm.ErrInvalid, c.CPUs, c.Memory, of.CPUs, of.Memory)
+	}
+	if len(c.NICs) != len(of.NICs) {
+		return nil, fmt.Errorf("%w: NICs: %d, not the %d of the frozen VM", vm.ErrInvalid, len(c.NICs), len(of.NICs))
+	}
+	for i, n := range c.NICs {
+		if n.Stream != of.NICs[i].Stream || (n.TAP != "") != (of.NICs[i].TAP != "") {
+			return nil, fmt.Errorf("%w: NICs: interface %d is of another kind than the frozen VM's", vm.ErrInvalid, i)
+		}
+	}
+	if len(c.Disks) > 0 || c.Savable || c.Forkable {
+		return nil, fmt.Errorf("%w: Disks, Savable, Forkable: a copy has no disks, can be neither saved by Snapshot nor copied", vm.ErrInvalid)
+	}
+	return p.machine.driver.run(ctx, c, p.open, func(ctx context.Context, m *machine, _ *inputs) error {
+		m.disks.restore(p.form)
+		return m.mon.run(ctx, "cont", nil)
+	})
+}
+
+// open gives a copy what is its own.
+func (p *parent) open(c vm.Config, accel string) (*inputs, error) {
+	if accel != p.launch.accel {
+		return nil, fmt.Errorf("%w: Accel: it was frozen under another accelerator", vm.ErrInvalid)
+	}
+	in := &inputs{parent: p, restore: true}
+	if err := in.openDevices(c); err != nil {
+		in.close()
+		return nil, err
+	}
+	return in, nil
+}
+
+// copy makes a copy's process.
+func (p *parent) copy(c vm.Config, in *inputs, d *doors) (*process, error) {
+	words, err := boundedFile(maxWords)
+	if err != nil {
+		return nil, fmt.Errorf("make a file for QEMU's messages: %w", err)
+	}
+	o := fork.Options{Cgroup: c.Cgroup, Filter: copyFilter(), Files: map[int]*os.File{
+		1: words, 2: words, p.launch.monitor: d.monitor, p.launch.console: d.console, p.launch.port: d.port, p.launch.record: d.record.file,
+	}}
+	if os.Geteuid() == 0 {
+		o.UID, o.GID = c.UID, c.GID
+	}
+	for i, n := range p.launch.nics {
+		if n.tap != 0 {
+			o.Files[n.tap] = in.taps[i]
+		}
+		if n.stream != 0 {
+			o.Files[n.stream] = d.streams[i]
+		}
+	}
+	pid, pidfd, err := p.process.Fork(o)
+	if err != nil {
+		words.Close()
+		if errors.Is(err, fork.ErrGone) {
+			err = fmt.Errorf("%w: %w", vm.ErrExited, err)
+		}
+		return nil, err
+	}
+	return &process{pid: pid, pidfd: pidfd, child: true, words: words}, nil
+}
+
+// Close implements vm.Source.
+func (p *parent) Close() error {
+	p.process.Close()
+	return p.machine.Kill()
+}

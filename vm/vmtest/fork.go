@@ -1,0 +1,237 @@
+package vmtest
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cradlevm/cradle/vm"
+	"github.com/cradlevm/cradle/vm/vmtest/guestapi"
+)
+
+// frozen is a frozen VM, in whose guest text is kept.
+type frozen struct {
+	machine *machine
+	config  vm.Config
+	source  vm.Source
+	text    string
+}
+
+// testFork freezes a VM and starts others from it.
+func (s *suite) testFork(t *testing.T) {
+	f := s.freeze(t)
+	t.Run("Two", func(t *testing.T) { s.testForkTwo(t, f) })
+	t.Run("Plug", func(t *testing.T) {
+		m := s.fork(t, f)
+		client := m.session()
+		testPlug(t, m, client)
+		testPause(t, m, client)
+	})
+	t.Run("Attach", func(t *testing.T) { s.testForkAttach(t, f) })
+	t.Run("Many", func(t *testing.T) { s.testForkMany(t, f) })
+	t.Run("OtherConfig", func(t *testing.T) { s.testForkOtherConfig(t, f) })
+	t.Run("Refork", func(t *testing.T) { s.testNotForkable(t, f) })
+	t.Run("Killed", s.testForkKilled)
+	t.Run("End", func(t *testing.T) { s.testForkEnd(t, f) })
+}
+
+// freeze makes the frozen VM, which has had a disk and a session.
+func (s *suite) freeze(t *testing.T) frozen {
+	f := frozen{config: s.config(t), text: strings.Repeat("kept since before the copy ", 30000)}
+	f.config.Forkable = true
+	if os.Geteuid() == 0 {
+		f.config.UID, f.config.GID = 1_900_123_400, 1_900_123_400
+	}
+	v, err := s.driver.Start(within(t), f.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := watched(t, v, f.config)
+	freezer, ok := v.(vm.Forker)
+	if !ok {
+		t.Skip("the driver has no Forker")
+	}
+	client := m.session()
+	disk := newDisk(t, "BEFORE", 64<<10)
+	plug(t, m, disk)
+	call(t, client, guestapi.MethodAwait, guestapi.Await{Serial: disk.Serial, Present: true}, nil)
+	if _, err := freezer.Freeze(within(t)); !errors.Is(err, vm.ErrInvalid) {
+		t.Errorf("freezing a VM with a disk: %v, want ErrInvalid", err)
+	}
+	if err := v.(vm.DiskPlugger).Unplug(within(t), disk.Serial); err != nil {
+		t.Fatal(err)
+	}
+	call(t, client, guestapi.MethodAwait, guestapi.Await{Serial: disk.Serial}, nil)
+	call(t, client, guestapi.MethodKeep, guestapi.Print{Text: f.text}, nil)
+	client.Close()
+	began := time.Now()
+	f.source, err = freezer.Freeze(within(t))
+	if errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.machine = m
+	t.Cleanup(func() {
+		if err := f.source.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Logf("frozen in %v", time.Since(began).Round(time.Millisecond))
+	return f
+}
+
+// fork starts a VM from the frozen one, in a directory of its own.
+func (s *suite) fork(t *testing.T, f frozen) *machine {
+	t.Helper()
+	c := forked(t, f)
+	v, err := f.source.Restore(within(t), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return watched(t, v, c)
+}
+
+func forked(t *testing.T, f frozen) vm.Config {
+	c := f.config
+	c.Dir, c.Forkable, c.Initrd, c.Cmdline = t.TempDir(), false, "", nil
+	c.NICs = slices.Clone(c.NICs)
+	if os.Geteuid() == 0 {
+		c.UID, c.GID = 1_900_123_456, 1_900_123_456 // a user with no right to anything
+	}
+	return c
+}
+
+// testForkTwo checks that what two VMs write is their own, and that both see what was there.
+func (s *suite) testForkTwo(t *testing.T, f frozen) {
+	var both sync.WaitGroup
+	for _, mine := range []string{"one", "other"} {
+		both.Add(1)
+		go t.Run(mine, func(t *testing.T) {
+			defer both.Done()
+			began := time.Now()
+			m := s.fork(t, f)
+			made := time.Since(began)
+			client := m.session()
+			ping(t, client)
+			t.Logf("copied in %v, answered after %v", made.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+			var was guestapi.Print
+			call(t, client, guestapi.MethodKeep, guestapi.Print{Text: mine}, &was)
+			if was.Text != f.text {
+				t.Errorf("the guest's memory holds %.40q… of %d bytes, not what was kept", was.Text, len(was.Text))
+			}
+			call(t, client, guestapi.MethodKeep, guestapi.Print{Text: mine}, &was)
+			if was.Text != mine {
+				t.Errorf("the guest's memory holds %.40q, want %q", was.Text, mine)
+			}
+			askEnd(t, client, guestapi.MethodPowerOff)
+			if err := m.end(); err != nil {
+				t.Errorf("after a power-off: %v", err)
+			}
+		})
+	}
+	both.Wait()
+}
+
+// testForkAttach takes over a copy whose daemon has crashed. The frozen VM ends with the daemon.
+func (s *suite) testForkAttach(t *testing.T, f frozen) {
+	parent, c := f.config, forked(t, f)
+	parent.Dir = t.TempDir()
+	pid := startElsewhere(t, order{Config: c, Parent: &parent})
+	v, err := s.driver.Attach(within(t), c)
+	if err != nil {
+		syscall.Kill(pid, syscall.SIGKILL)
+		t.Fatal(err)
+	}
+	m := watched(t, v, c)
+	if m.PID() != pid {
+		t.Errorf("attached to process %d, want %d", m.PID(), pid)
+	}
+	ping(t, m.session())
+	disk := newDisk(t, "LATE", 64<<10)
+	plug(t, m, disk)
+	call(t, m.session(), guestapi.MethodAwait, guestapi.Await{Serial: disk.Serial, Present: true}, nil)
+	if _, err := s.driver.Attach(within(t), parent); !errors.Is(err, vm.ErrExited) {
+		t.Errorf("the frozen VM, after its daemon was killed: %v, want ErrExited", err)
+	}
+	checkLeft(t, parent.Dir)
+}
+
+// testForkMany makes copies at the same time, each of which must answer and have nothing of the others.
+func (s *suite) testForkMany(t *testing.T, f frozen) {
+	const many = 8
+	var all sync.WaitGroup
+	for range many {
+		all.Add(1)
+		go t.Run("", func(t *testing.T) {
+			defer all.Done()
+			m := s.fork(t, f)
+			client := m.session()
+			mine := t.Name()
+			call(t, client, guestapi.MethodKeep, guestapi.Print{Text: mine}, nil)
+			var was guestapi.Print
+			call(t, client, guestapi.MethodKeep, guestapi.Print{}, &was)
+			if was.Text != mine {
+				t.Errorf("the guest's memory holds %.40q, want %q", was.Text, mine)
+			}
+			if err := m.Shutdown(within(t)); err != nil {
+				t.Error(err)
+			}
+			m.end()
+		})
+	}
+	all.Wait()
+}
+
+func (s *suite) testForkOtherConfig(t *testing.T, f frozen) {
+	for name, change := range map[string]func(*vm.Config){
+		"more memory":  func(c *vm.Config) { c.Memory += 64 << 20 },
+		"another CPU":  func(c *vm.Config) { c.CPUs++ },
+		"a disk":       func(c *vm.Config) { c.Disks = []vm.Disk{newDisk(t, "D", 64<<10)} },
+		"an interface": func(c *vm.Config) { c.NICs = make([]vm.NIC, 1) },
+		"no ID":        func(c *vm.Config) { c.ID = "" },
+		"Forkable":     func(c *vm.Config) { c.Forkable = true },
+	} {
+		c := forked(t, f)
+		change(&c)
+		mustFail(t, name, f.source, c, vm.ErrInvalid)
+	}
+}
+
+// testNotForkable freezes VMs that cannot be: one that was not asked to be able to, and a copy.
+func (s *suite) testNotForkable(t *testing.T, f frozen) {
+	m := s.fork(t, f)
+	if _, err := m.VM.(vm.Forker).Freeze(within(t)); !errors.Is(err, vm.ErrInvalid) {
+		t.Errorf("freezing a copy: %v, want ErrInvalid", err)
+	}
+	ping(t, m.session())
+}
+
+// testForkKilled kills the frozen VM's process.
+func (s *suite) testForkKilled(t *testing.T) {
+	f := s.freeze(t)
+	m := s.fork(t, f)
+	syscall.Kill(f.machine.PID(), syscall.SIGKILL)
+	if err := f.machine.end(); !errors.Is(err, vm.ErrExited) {
+		t.Errorf("a frozen VM whose process was killed: %v, want ErrExited", err)
+	}
+	ping(t, m.session())
+	mustFail(t, "a copy of a VM that was killed", f.source, forked(t, f), vm.ErrExited)
+}
+
+// testForkEnd ends the frozen VM: its copies go on, and no more are made.
+func (s *suite) testForkEnd(t *testing.T, f frozen) {
+	m := s.fork(t, f)
+	if err := f.source.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.machine.end()
+	ping(t, m.session())
+	mustFail(t, "a copy of a VM that has ended", f.source, forked(t, f), vm.ErrExited)
+}
