@@ -106,7 +106,7 @@ func (c *copied) complete() error {
 		{"keep robust futexes", func() error { return c.parent.threads[0].keepRobust(t) }},
 		{"take descriptors", c.takeFiles},
 		{"make eventfds", c.makeEventfds},
-		{"close what is the parent's", func() error { return c.call(unix.SYS_CLOSE, uint64(c.parent.theirs)) }},
+		{"close what is the parent's", c.closeControl},
 		{"change user", c.becomeUser},
 		{"install seccomp filter", c.confine},
 		{"give back memory", func() error { return c.call(unix.SYS_MUNMAP, c.scratch, scratchSize) }},
@@ -184,6 +184,13 @@ func (c *copied) takeFiles() error {
 	return nil
 }
 
+func (c *copied) closeControl() error {
+	if c.o.Parent {
+		return nil
+	}
+	return c.call(unix.SYS_CLOSE, uint64(c.parent.theirs))
+}
+
 // move gives a descriptor another number.
 func (c *copied) move(from, to uint64) error {
 	if err := c.call(unix.SYS_DUP3, from, to, unix.O_CLOEXEC); err != nil {
@@ -205,7 +212,7 @@ func (c *copied) makeEventfds() error {
 	return nil
 }
 
-// becomeUser changes the user and drops all capabilities.
+// becomeUser changes the user, and drops all capabilities unless the copy is a parent.
 func (c *copied) becomeUser() error {
 	if gid := uint64(c.o.GID); gid != 0 {
 		if err := c.call(unix.SYS_SETGROUPS, 0, 0); err != nil {
@@ -220,7 +227,7 @@ func (c *copied) becomeUser() error {
 			return err
 		}
 	}
-	if c.o.UID == 0 && c.o.GID == 0 {
+	if c.o.Parent || c.o.UID == 0 && c.o.GID == 0 {
 		return nil
 	}
 	// struct __user_cap_header_struct of linux/capability.h, then two of __user_cap_data_struct, all zero.

@@ -50,6 +50,8 @@ const maxFiles = 253
 
 // Options say how a copy differs from its parent. It is always in a session of its own.
 type Options struct {
+	// Parent makes a copy that can be a parent as well: it keeps capabilities, and Files has the other end of a control of its own.
+	Parent bool
 	// Files are the descriptors of the copy that are not the parent's, by number. They stay the caller's. At most 253.
 	Files map[int]*os.File
 	// UID and GID the copy runs as; 0: the parent's. The parent must have CAP_SETUID and CAP_SETGID.

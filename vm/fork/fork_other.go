@@ -4,6 +4,9 @@ package fork
 
 import "os"
 
+// Supported tells whether processes can be copied on this kind of machine.
+const Supported = false
+
 // Parent is a process that copies are made of: none on this kind of machine yet.
 type Parent struct{}
 

@@ -15,6 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Supported tells whether processes can be copied on this kind of machine.
+const Supported = true
+
 // Parent is a process that copies are made of. All methods may be called from any goroutine.
 type Parent struct {
 	control *os.File // our end of it

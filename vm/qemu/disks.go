@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cradlevm/cradle/vm"
+	"golang.org/x/sys/unix"
 )
 
 // A disk is a scsi-hd on the one virtio-scsi controller. Its slot gives its place on the bus: the first 256
@@ -40,6 +41,16 @@ type diskTable struct {
 type diskEntry struct {
 	slot int
 	busy bool // on its way in or out: not there yet, not free yet
+	file fileID
+}
+
+// fileID is which file a disk's image is: its device and inode.
+type fileID struct{ dev, ino uint64 }
+
+func identify(f *os.File) (fileID, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(int(f.Fd()), &st)
+	return fileID{st.Dev, st.Ino}, err
 }
 
 // reserve takes a slot for a disk on its way in.
@@ -65,6 +76,26 @@ func (t *diskTable) restore(form shape) {
 	for _, d := range form.Disks {
 		t.disks[d.Serial], t.used[d.Slot] = &diskEntry{slot: d.Slot, busy: true}, true
 	}
+}
+
+// opened says which file a disk's image is.
+func (t *diskTable) opened(serial string, f *os.File) error {
+	id, err := identify(f)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.disks[serial].file = id
+	return err
+}
+
+// files tells which file each disk's image is, by serial.
+func (t *diskTable) files() map[string]fileID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := map[string]fileID{}
+	for serial, e := range t.disks {
+		all[serial] = e.file
+	}
+	return all
 }
 
 // saved lists the disks that are there, by slot. None is on its way in or out.
@@ -169,7 +200,7 @@ func (m *machine) plugAt(ctx context.Context, slot int, d vm.Disk, f *os.File) (
 	// From here on QEMU is not left half way because a caller has lost patience.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepsLimit)
 	defer cancel()
-	if err := m.addNode(ctx, slot, d, f); err != nil {
+	if err := errors.Join(m.disks.opened(d.Serial, f), m.addNode(ctx, slot, d, f)); err != nil {
 		return err
 	}
 	err = m.mon.run(ctx, "device_add", map[string]any{

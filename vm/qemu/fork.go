@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/cradlevm/cradle/vm"
 	"github.com/cradlevm/cradle/vm/fork"
+	"golang.org/x/sys/unix"
 )
 
 // A VM that is frozen is a QEMU whose processors stand still, to which nobody is connected and which waits in poll(2). A copy of it
@@ -30,6 +32,7 @@ type parent struct {
 	machine *machine
 	process *fork.Parent
 	form    shape
+	disks   map[string][]int // descriptors of each disk's image, by serial
 }
 
 const (
@@ -39,7 +42,13 @@ const (
 	restStep = 5 * time.Millisecond
 )
 
-// Freeze implements vm.Forker.
+// Forks implements vm.Forker. What emulates the processor is memory of QEMU's; KVM's virtual machines are bound to their process.
+func (d *Driver) Forks(context.Context) bool {
+	accel, err := d.choose(vm.AccelAuto)
+	return err == nil && accel == vm.AccelTCG && fork.Supported
+}
+
+// Freeze implements vm.Freezer.
 func (m *machine) Freeze(ctx context.Context) (vm.Source, error) {
 	p, err := m.freeze(ctx)
 	if err != nil {
@@ -51,14 +60,11 @@ func (m *machine) Freeze(ctx context.Context) (vm.Source, error) {
 func (m *machine) freeze(ctx context.Context) (*parent, error) {
 	m.steady.Lock()
 	defer m.steady.Unlock()
-	disks, next := m.disks.saved()
 	switch {
 	case m.forkable == nil:
 		return nil, fmt.Errorf("%w: it was not started Forkable", vm.ErrInvalid)
 	case m.forkable.launch.accel != vm.AccelTCG:
 		return nil, fmt.Errorf("%w: a VM under %s is bound to its process", errors.ErrUnsupported, m.forkable.launch.accel)
-	case len(disks) > 0:
-		return nil, fmt.Errorf("%w: it has %d disks", vm.ErrInvalid, len(disks))
 	}
 	ctx, cancel := context.WithTimeout(ctx, restLimit)
 	defer cancel()
@@ -73,8 +79,13 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 	m.mu.Unlock()
 	m.mon.close()
 	m.consoleConn.Close()
-	p := &parent{forkable: m.forkable, machine: m, form: shape{Slot: next}}
-	err := m.poll(ctx, func() (_ bool, err error) {
+	p := &parent{forkable: m.forkable, machine: m}
+	p.form.Disks, p.form.Slot = m.disks.saved()
+	var err error
+	if p.disks, err = m.diskDescriptors(); err != nil {
+		return nil, err
+	}
+	err = m.poll(ctx, func() (_ bool, err error) {
 		if alone, err := m.alone(); err != nil || !alone {
 			return false, err
 		}
@@ -91,6 +102,32 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// diskDescriptors finds QEMU's descriptors of the disks' images. They are at rest once its processors are.
+func (m *machine) diskDescriptors() (map[string][]int, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", m.proc.pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", vm.ErrExited, err)
+	}
+	open := map[fileID][]int{}
+	for _, e := range entries {
+		var st unix.Stat_t
+		fd, err := strconv.Atoi(e.Name())
+		if err == nil && unix.Stat(filepath.Join(dir, e.Name()), &st) == nil {
+			id := fileID{st.Dev, st.Ino}
+			open[id] = append(open[id], fd)
+		}
+	}
+	all := map[string][]int{}
+	for serial, id := range m.disks.files() {
+		if len(open[id]) == 0 {
+			return nil, fmt.Errorf("the monitor does not have the image of disk %s open", serial)
+		}
+		all[serial] = open[id]
+	}
+	return all, nil
 }
 
 // alone tells whether nobody is connected to QEMU: all its sockets are those that it was given.
@@ -129,11 +166,25 @@ func (p *parent) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 			return nil, fmt.Errorf("%w: NICs: interface %d is of another kind than the frozen VM's", vm.ErrInvalid, i)
 		}
 	}
-	if len(c.Disks) > 0 || c.Savable || c.Forkable {
-		return nil, fmt.Errorf("%w: Disks, Savable, Forkable: a copy has no disks, can be neither saved by Snapshot nor copied", vm.ErrInvalid)
+	if len(c.Disks) != len(p.disks) {
+		return nil, fmt.Errorf("%w: Disks: %d, not the %d of the frozen VM", vm.ErrInvalid, len(c.Disks), len(p.disks))
 	}
-	return p.machine.driver.run(ctx, c, p.open, func(ctx context.Context, m *machine, _ *inputs) error {
+	for _, d := range c.Disks {
+		if p.disks[d.Serial] == nil {
+			return nil, fmt.Errorf("%w: Disks: %s is none of the frozen VM's", vm.ErrInvalid, d.Serial)
+		}
+	}
+	if c.Savable {
+		return nil, fmt.Errorf("%w: Savable: a copy cannot be saved by Snapshot", vm.ErrInvalid)
+	}
+	return p.machine.driver.run(ctx, c, p.open, func(ctx context.Context, m *machine, in *inputs) error {
 		m.disks.restore(p.form)
+		for i, d := range c.Disks {
+			if err := m.disks.opened(d.Serial, in.disks[i]); err != nil {
+				return err
+			}
+			m.disks.settle(d.Serial)
+		}
 		return m.mon.run(ctx, "cont", nil)
 	})
 }
@@ -157,9 +208,19 @@ func (p *parent) copy(c vm.Config, in *inputs, d *doors) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a file for QEMU's messages: %w", err)
 	}
-	o := fork.Options{Cgroup: c.Cgroup, Filter: copyFilter(), Files: map[int]*os.File{
+	o := fork.Options{Cgroup: c.Cgroup, Files: map[int]*os.File{
 		1: words, 2: words, p.launch.monitor: d.monitor, p.launch.console: d.console, p.launch.port: d.port, p.launch.record: d.record.file,
 	}}
+	if c.Forkable {
+		o.Parent, o.Files[p.launch.control] = true, in.control
+	} else {
+		o.Filter = copyFilter()
+	}
+	for i, d := range c.Disks {
+		for _, fd := range p.disks[d.Serial] {
+			o.Files[fd] = in.disks[i]
+		}
+	}
 	if os.Geteuid() == 0 {
 		o.UID, o.GID = c.UID, c.GID
 	}

@@ -147,6 +147,7 @@ func (d *Driver) launch(c vm.Config, q *installation, accel string, in *inputs) 
 	var l *launch
 	if in.parent != nil {
 		proc, err = in.parent.copy(c, in, doors)
+		l = in.parent.launch
 	} else {
 		proc, l, err = d.execute(c, q, accel, in, doors)
 	}

@@ -42,7 +42,7 @@ func (o order) start(t *testing.T, driver vm.Driver) (vm.VM, error) {
 			return nil, err
 		}
 		watched(t, parent, *o.Parent).session().Close()
-		source, err := parent.(vm.Forker).Freeze(within(t))
+		source, err := parent.(vm.Freezer).Freeze(within(t))
 		if err != nil {
 			return nil, err
 		}

@@ -1,8 +1,10 @@
 package vmtest
 
 import (
+	"bytes"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cradlevm/cradle/api/wire"
 	"github.com/cradlevm/cradle/vm"
 	"github.com/cradlevm/cradle/vm/vmtest/guestapi"
 )
@@ -24,6 +27,9 @@ type frozen struct {
 
 // testFork freezes a VM and starts others from it.
 func (s *suite) testFork(t *testing.T) {
+	if d, ok := s.driver.(vm.Forker); !ok || !d.Forks(within(t)) {
+		t.Skip("VMs cannot be copied here")
+	}
 	f := s.freeze(t)
 	t.Run("Two", func(t *testing.T) { s.testForkTwo(t, f) })
 	t.Run("Plug", func(t *testing.T) {
@@ -35,12 +41,13 @@ func (s *suite) testFork(t *testing.T) {
 	t.Run("Attach", func(t *testing.T) { s.testForkAttach(t, f) })
 	t.Run("Many", func(t *testing.T) { s.testForkMany(t, f) })
 	t.Run("OtherConfig", func(t *testing.T) { s.testForkOtherConfig(t, f) })
-	t.Run("Refork", func(t *testing.T) { s.testNotForkable(t, f) })
+	t.Run("NotForkable", func(t *testing.T) { s.testNotForkable(t, f) })
+	t.Run("Again", func(t *testing.T) { s.testForkAgain(t, f) })
 	t.Run("Killed", s.testForkKilled)
 	t.Run("End", func(t *testing.T) { s.testForkEnd(t, f) })
 }
 
-// freeze makes the frozen VM, which has had a disk and a session.
+// freeze makes a frozen VM, which has had a disk and a session.
 func (s *suite) freeze(t *testing.T) frozen {
 	f := frozen{config: s.config(t), text: strings.Repeat("kept since before the copy ", 30000)}
 	f.config.Forkable = true
@@ -52,17 +59,11 @@ func (s *suite) freeze(t *testing.T) frozen {
 		t.Fatal(err)
 	}
 	m := watched(t, v, f.config)
-	freezer, ok := v.(vm.Forker)
-	if !ok {
-		t.Skip("the driver has no Forker")
-	}
+	freezer := v.(vm.Freezer)
 	client := m.session()
 	disk := newDisk(t, "BEFORE", 64<<10)
 	plug(t, m, disk)
 	call(t, client, guestapi.MethodAwait, guestapi.Await{Serial: disk.Serial, Present: true}, nil)
-	if _, err := freezer.Freeze(within(t)); !errors.Is(err, vm.ErrInvalid) {
-		t.Errorf("freezing a VM with a disk: %v, want ErrInvalid", err)
-	}
 	if err := v.(vm.DiskPlugger).Unplug(within(t), disk.Serial); err != nil {
 		t.Fatal(err)
 	}
@@ -71,9 +72,6 @@ func (s *suite) freeze(t *testing.T) frozen {
 	client.Close()
 	began := time.Now()
 	f.source, err = freezer.Freeze(within(t))
-	if errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +194,7 @@ func (s *suite) testForkOtherConfig(t *testing.T, f frozen) {
 		"a disk":       func(c *vm.Config) { c.Disks = []vm.Disk{newDisk(t, "D", 64<<10)} },
 		"an interface": func(c *vm.Config) { c.NICs = make([]vm.NIC, 1) },
 		"no ID":        func(c *vm.Config) { c.ID = "" },
-		"Forkable":     func(c *vm.Config) { c.Forkable = true },
+		"Savable":      func(c *vm.Config) { c.Savable = true },
 	} {
 		c := forked(t, f)
 		change(&c)
@@ -207,10 +205,98 @@ func (s *suite) testForkOtherConfig(t *testing.T, f frozen) {
 // testNotForkable freezes VMs that cannot be: one that was not asked to be able to, and a copy.
 func (s *suite) testNotForkable(t *testing.T, f frozen) {
 	m := s.fork(t, f)
-	if _, err := m.VM.(vm.Forker).Freeze(within(t)); !errors.Is(err, vm.ErrInvalid) {
+	if _, err := m.VM.(vm.Freezer).Freeze(within(t)); !errors.Is(err, vm.ErrInvalid) {
 		t.Errorf("freezing a copy: %v, want ErrInvalid", err)
 	}
 	ping(t, m.session())
+}
+
+// testForkAgain freezes a copy, with disks: a second generation sees what the first one has written, and its disks are its own.
+func (s *suite) testForkAgain(t *testing.T, f frozen) {
+	c := forked(t, f)
+	c.Forkable = true
+	v, err := f.source.Restore(within(t), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := watched(t, v, c)
+	client := m.session()
+	layer, scratch := newDisk(t, "LAYER", 64<<10), newDisk(t, "SCRATCH", 64<<10)
+	layer.ReadOnly = true
+	for _, d := range []vm.Disk{layer, scratch} {
+		plug(t, m, d)
+		call(t, client, guestapi.MethodAwait, guestapi.Await{Serial: d.Serial, Present: true}, nil)
+	}
+	write := func(client *wire.Client, text string) {
+		call(t, client, guestapi.MethodWrite, guestapi.Extent{Serial: scratch.Serial, Offset: 4096, Length: int64(len(text)), Data: []byte(text)}, nil)
+	}
+	read := func(client *wire.Client, serial string) string {
+		var e guestapi.Extent
+		call(t, client, guestapi.MethodRead, guestapi.Extent{Serial: serial, Offset: 4096, Length: 6}, &e)
+		return string(e.Data)
+	}
+	write(client, "parent")
+	layered := read(client, layer.Serial)
+	client.Close()
+	source, err := v.(vm.Freezer).Freeze(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	whole, err := os.ReadFile(scratch.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustFail(t, "no disks", source, forked(t, f), vm.ErrInvalid)
+	var copies []*machine
+	var disks []vm.Disk
+	for _, name := range []string{"first ", "second"} {
+		c := forked(t, f)
+		own := scratch
+		own.Path = filepath.Join(t.TempDir(), "scratch")
+		if err := os.WriteFile(own.Path, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.Disks = []vm.Disk{own, layer}
+		v, err := source.Restore(within(t), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := watched(t, v, c)
+		if got := read(m.session(), scratch.Serial); got != "parent" {
+			t.Errorf("the %s copy reads %q from its disk, want what was there", name, got)
+		}
+		write(m.session(), name)
+		copies, disks = append(copies, m), append(disks, own)
+	}
+	for i, name := range []string{"first ", "second"} {
+		client := copies[i].session()
+		if got := read(client, scratch.Serial); got != name {
+			t.Errorf("the %s copy reads %q from its disk", name, got)
+		}
+		if got := read(client, layer.Serial); got != layered {
+			t.Errorf("the %s copy reads %q from what they share, want %q", name, got, layered)
+		}
+		b, err := os.ReadFile(disks[i].Path)
+		if err != nil || string(b[4096:4102]) != name {
+			t.Errorf("the %s copy's disk has %q (%v)", name, b[4096:4102], err)
+		}
+		if err := copies[i].VM.(vm.DiskPlugger).Unplug(within(t), scratch.Serial); err != nil {
+			t.Error(err)
+		}
+		call(t, client, guestapi.MethodAwait, guestapi.Await{Serial: scratch.Serial}, nil)
+		if holds(copies[i].PID(), disks[i].Path) || holds(copies[i].PID(), scratch.Path) {
+			t.Errorf("the %s copy still holds an image that was unplugged", name)
+		}
+	}
+	if b, err := os.ReadFile(scratch.Path); err != nil || !bytes.Equal(b, whole) {
+		t.Errorf("the frozen VM's disk has changed (%v)", err)
+	}
+	// The first generation is gone, the second goes on.
+	if err := source.Close(); err != nil {
+		t.Error(err)
+	}
+	ping(t, copies[0].session())
 }
 
 // testForkKilled kills the frozen VM's process.
