@@ -76,7 +76,7 @@ func (c *ctr) adopt(ctx context.Context, p *plan, r *pool.Ready, undo *undoStack
 	undo.steps = append(undo.steps, steps.steps...)
 	if r.Prepared != nil {
 		_, p.request = p.request.Split()
-		p.request.Prepared = mine.VM.ID
+		p.request.Prepared = r.PreparedAs
 		p.request.Network = &api.NetworkRequest{} // none but what join says, whatever it was prepared for
 	}
 	p.request.Configure = &api.ConfigureRequest{Hostname: mine.Hostname, UnixNanos: time.Now().UnixNano()}

@@ -65,7 +65,7 @@ func (c *ctr) preparation(p *plan) *pool.Preparation {
 	first.Network = &api.NetworkRequest{Interfaces: ahead}
 	return &pool.Preparation{
 		Key: digest(key, network), Base: digest(key), Name: p.rec.Config.Image, Layers: layers, Scratch: scratchSerial, Request: first,
-		MakeScratch: func(ctx context.Context, path string) error { return n.scratch.New(ctx, path, size) },
+		MakeScratch: func(ctx context.Context, path string) error { return n.scratch.New(ctx, path, size) }, CopyScratch: n.scratch.Copy,
 	}
 }
 

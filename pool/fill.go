@@ -65,13 +65,26 @@ func (p *Pool) next(now time.Time) func() {
 				p.providing = true
 				return func() { p.work.Go(func() { p.provide(c) }) }
 			}
+		case p.forking(c) && c.parent == nil:
+			if do := p.parentless(c, now); quiet && do != nil {
+				return do
+			}
 		case have < want && filling < limit && (quiet || have == 0) && p.mayGrow(c.cost()):
+			w := c.lacking(want, now)
+			if w != nil && p.forking(c) && w.parent == nil {
+				break // which comes first, below
+			}
 			c.filling++
-			epoch, w := c.epoch, c.lacking(want, now)
+			epoch := c.epoch
 			if w != nil {
 				w.filling++
 			}
 			return func() { p.work.Go(func() { p.fill(c, epoch, w) }) }
+		}
+		if quiet {
+			if do := p.parentless(c, now); do != nil {
+				return do
+			}
 		}
 	}
 	return nil
@@ -125,6 +138,10 @@ func (p *Pool) giveBack(order []*class, now time.Time) func() {
 			return p.ending(c, c.overtaken(want, now))
 		case short && c.template != nil && c.filling == 0 && c != order[0]:
 			return func() { p.drain(c) }
+		case short:
+			p.dropParents(c, func(*wish) bool { return true })
+		default:
+			p.dropParents(c, func(w *wish) bool { return now.Sub(w.last) > idleAfter })
 		}
 	}
 	return nil
@@ -149,6 +166,9 @@ func (p *Pool) used() int64 {
 		sum += int64(len(c.ready)+c.filling) * c.cost()
 		if c.template != nil {
 			sum += c.template.size
+		}
+		for _, parent := range c.parents() {
+			sum += parent.private
 		}
 	}
 	return sum
@@ -206,12 +226,7 @@ func (c *class) templateCost() int64 {
 
 // provide loads the template of a size, or makes it.
 func (p *Pool) provide(c *class) {
-	defer p.nudge()
-	defer func() {
-		p.mu.Lock()
-		p.providing = false
-		p.mu.Unlock()
-	}()
+	defer p.provided()
 	c.loading.Lock()
 	defer c.loading.Unlock()
 	_, err := p.loadLocked(p.ctx, c)
@@ -284,6 +299,9 @@ func (p *Pool) fill(c *class, epoch int, w *wish) {
 
 // make is fill up to where the sandbox is ready; nil when nothing came of it.
 func (p *Pool) make(c *class, w *wish) *Ready {
+	if p.forking(c) {
+		return p.another(c, w)
+	}
 	r, t, err := p.ready(c)
 	if err != nil {
 		p.discard(c, t, err)
@@ -302,6 +320,39 @@ func (p *Pool) make(c *class, w *wish) *Ready {
 	return r
 }
 
+// another makes a copy of a parent: w's, or that of the size. nil when nothing came of it.
+func (p *Pool) another(c *class, w *wish) *Ready {
+	p.mu.Lock()
+	from := c.parent
+	if w != nil {
+		from = w.parent
+	}
+	p.mu.Unlock()
+	if from == nil {
+		return nil
+	}
+	r, err := p.copy(p.ctx, c, from)
+	switch {
+	case errors.As(err, new(hostError)):
+		p.failed(c, "copy", err)
+		return nil
+	case err != nil:
+		p.lost(c, from, err)
+		return nil
+	}
+	r.Warm = true
+	p.measure(c, r)
+	return r
+}
+
+// measure notes what a sandbox takes of the host's memory.
+func (p *Pool) measure(c *class, r *Ready) {
+	var err error
+	if r.private, err = p.o.Host.Private(r.Sandbox.PID()); err != nil {
+		r.private = min(believedCost, c.Memory)
+	}
+}
+
 // ready makes a warm sandbox from the template t of a size; nil when that has gone.
 func (p *Pool) ready(c *class) (r *Ready, t *template, err error) {
 	p.mu.Lock()
@@ -310,16 +361,14 @@ func (p *Pool) ready(c *class) (r *Ready, t *template, err error) {
 	if t == nil {
 		return nil, nil, nil
 	}
-	if r, err = p.restore(p.ctx, t, 0); err != nil {
+	if r, err = p.spawn(p.ctx, t.Class, origin{source: t.saved, token: t.Token}); err != nil {
 		return nil, t, err
 	}
 	if err := p.o.Warm.run(p.ctx, r.Sandbox, p.layer, r.Config.VM.Dir); err != nil {
 		return nil, t, errors.Join(err, p.destroy(r))
 	}
 	r.Warm = true
-	if r.private, err = p.o.Host.Private(r.Sandbox.PID()); err != nil {
-		r.private = min(believedCost, c.Memory)
-	}
+	p.measure(c, r)
 	return r, t, nil
 }
 
@@ -352,7 +401,10 @@ func (p *Pool) watch(c *class, r *Ready) {
 func (p *Pool) drain(c *class) {
 	p.mu.Lock()
 	all, t := c.ready, c.template
-	c.ready, c.template, c.wishes = nil, nil, nil
+	for _, parent := range c.parents() {
+		p.retire(parent)
+	}
+	c.ready, c.template, c.parent, c.wishes = nil, nil, nil, nil
 	c.epoch++
 	p.mu.Unlock()
 	if t != nil {

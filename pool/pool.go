@@ -113,6 +113,7 @@ type Options struct {
 type Pool struct {
 	o     Options
 	store *store
+	forks bool   // sandboxes can be copied
 	layer string // path of the image to warm with
 
 	ctx  context.Context
@@ -135,6 +136,8 @@ type class struct {
 	Class
 	loading  sync.Mutex // held by who loads or makes the template
 	template *template  // nil: not loaded
+	parent   *parent    // nil: there is none
+	unforked bool       // it could not be frozen
 	wanted   time.Time  // the last Take
 	demand   demand
 	failures int       // in a row
@@ -156,9 +159,11 @@ type Ready struct {
 	Config sandbox.Config
 	// Warm tells one that was ready from one restored on the spot.
 	Warm bool
-	// Prepared is what it is prepared with, nil when it is not; Scratch is then the path of its writable disk.
-	Prepared *Preparation
-	Scratch  string
+	// Prepared is what it is prepared with, nil when it is not; Scratch is then the path of its writable disk, and PreparedAs the
+	// id of the container in it that is prepared.
+	Prepared   *Preparation
+	PreparedAs string
+	Scratch    string
 
 	private int64 // as class has it
 }
@@ -184,6 +189,9 @@ func Open(ctx context.Context, o Options) (*Pool, error) {
 		o: o, store: s, layer: filepath.Join(o.Dir, name), classes: map[Class]*class{}, wake: make(chan struct{}, 1),
 		restoring: make(chan struct{}, 2*runtime.NumCPU()), settings: o.Settings,
 	}
+	if f, ok := o.Driver.(vm.Forker); ok {
+		p.forks = f.Forks(ctx)
+	}
 	if o.Keep {
 		p.class(o.Usual).wanted = p.now()
 		p.started = p.now()
@@ -206,6 +214,10 @@ func (p *Pool) Close() error {
 	for _, c := range p.classes {
 		all = append(all, c.ready...)
 		c.ready = nil
+		for _, parent := range c.parents() {
+			p.retire(parent)
+		}
+		c.parent, c.wishes = nil, nil
 		if c.template != nil {
 			c.template.saved.Close()
 			c.template = nil
@@ -255,11 +267,11 @@ func (p *Pool) class(c Class) *class {
 // but for its hostname. One that is prepared as wanted, which may be nil, has what that says. nil when the caller has to boot
 // one itself; the reason, if it is not that there is no template yet, has been logged.
 func (p *Pool) Take(ctx context.Context, size Class, wanted *Preparation) *Ready {
-	c, r := p.take(size, wanted)
+	c, r, from := p.take(size, wanted)
 	if r != nil {
 		return r
 	}
-	r = p.onTheSpot(ctx, c)
+	r = p.onTheSpot(ctx, c, from)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if r != nil {
@@ -270,15 +282,16 @@ func (p *Pool) Take(ctx context.Context, size Class, wanted *Preparation) *Ready
 	return r
 }
 
-// take counts the demand, and returns one that is ready if there is one.
-func (p *Pool) take(size Class, wanted *Preparation) (*class, *Ready) {
+// take counts the demand, and returns one that is ready if there is one, and else the parent to copy, if there is one. A copy that
+// is prepared as wanted comes before one that is ready and is not: it takes less of the processors.
+func (p *Pool) take(size Class, wanted *Preparation) (*class, *Ready, *parent) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c := p.class(size)
 	c.wanted = p.now()
 	c.demand.add(c.wanted)
 	if wanted != nil {
-		c.wish(wanted, c.wanted)
+		p.wish(c, wanted, c.wanted)
 		r := c.pick(func(r *Ready) bool { return r.key() == wanted.Key })
 		if r == nil {
 			r = c.pick(func(r *Ready) bool { return r.does(wanted) })
@@ -286,14 +299,17 @@ func (p *Pool) take(size Class, wanted *Preparation) (*class, *Ready) {
 		if r != nil {
 			c.takenPrepared++
 			p.nudge()
-			return c, r
+			return c, r, nil
+		}
+		if from := c.parentFor(wanted); from != nil {
+			return c, nil, from
 		}
 	}
 	r := c.pick(func(r *Ready) bool { return r.Prepared == nil })
 	if r != nil {
 		p.nudge()
 	}
-	return c, r
+	return c, r, c.parent
 }
 
 // pick takes one that fits, nil when there is none. p.mu is held.
@@ -314,8 +330,19 @@ func (c *class) pick(fits func(*Ready) bool) *Ready {
 	return nil
 }
 
-// onTheSpot makes a sandbox for who waits for it; nil when there is no template, or it is of no use.
-func (p *Pool) onTheSpot(ctx context.Context, c *class) *Ready {
+// onTheSpot makes a sandbox for who waits for it, from a parent if one is given; nil when there is no template, or it is of no use.
+func (p *Pool) onTheSpot(ctx context.Context, c *class, from *parent) *Ready {
+	if from != nil {
+		r, err := p.copy(ctx, c, from)
+		if err == nil {
+			return r
+		}
+		if ctx.Err() != nil || errors.As(err, new(hostError)) {
+			p.o.Log.Warn("copy on the spot", "err", err)
+		} else {
+			p.lost(c, from, err)
+		}
+	}
 	t, err := p.loaded(ctx, c)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
@@ -323,7 +350,7 @@ func (p *Pool) onTheSpot(ctx context.Context, c *class) *Ready {
 		}
 		return nil
 	}
-	r, err := p.restore(ctx, t, p.codeCache())
+	r, err := p.spawn(ctx, t.Class, origin{source: t.saved, token: t.Token, code: p.codeCache()})
 	switch {
 	case err == nil:
 		p.mu.Lock()
@@ -386,6 +413,8 @@ func (p *Pool) discard(c *class, t *template, why error) {
 	current := c.template == t
 	if current {
 		c.template = nil
+		p.retire(c.parent)
+		c.parent = nil
 	}
 	p.mu.Unlock()
 	if !current {
@@ -448,28 +477,6 @@ func (p *Pool) forget(c sandbox.Config) error {
 		err = errors.Join(err, p.o.DropNICs(c.VM.NICs))
 	}
 	return err
-}
-
-// restore makes a sandbox from a template; code is vm.Config.CodeCache.
-func (p *Pool) restore(ctx context.Context, t *template, code int64) (*Ready, error) {
-	select {
-	case p.restoring <- struct{}{}:
-		defer func() { <-p.restoring }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	ctx, cancel := context.WithTimeout(ctx, takeLimit)
-	defer cancel()
-	c, err := p.config(t.Class)
-	if err != nil {
-		return nil, hostError{err}
-	}
-	c.VM.CodeCache = code
-	box, err := sandbox.Restore(ctx, t.saved, c, t.Token)
-	if err != nil {
-		return nil, errors.Join(err, p.forget(c))
-	}
-	return &Ready{Sandbox: box, Config: c}, nil
 }
 
 // destroy ends a sandbox that nobody has taken.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -36,6 +35,8 @@ type Preparation struct {
 	// Scratch is the serial of the writable disk, MakeScratch makes one at a path.
 	Scratch     string
 	MakeScratch func(ctx context.Context, path string) error
+	// CopyScratch makes one that has what another has.
+	CopyScratch func(ctx context.Context, from, to string) error
 	// Request is the first half of api.CreateRequest.Split. Its id is the sandbox's (Config.VM.ID).
 	Request api.CreateRequest
 }
@@ -47,10 +48,31 @@ type wish struct {
 	last    time.Time // when it was wanted last
 	failed  time.Time // when a sandbox could not be prepared so; zero: not since it is remembered
 	filling int       // being made
+	parent  *parent   // nil: there is none
+}
+
+// failing tells whether a sandbox could not be prepared so a short time ago.
+func (w *wish) failing(now time.Time) bool {
+	return !w.failed.IsZero() && now.Sub(w.failed) < failurePause
+}
+
+// parentFor is the parent for who wants a preparation, nil when there is none. p.mu is held.
+func (c *class) parentFor(wanted *Preparation) *parent {
+	var second *parent
+	for _, w := range c.wishes {
+		switch {
+		case w.parent == nil:
+		case w.Key == wanted.Key:
+			return w.parent
+		case w.Base == wanted.Base && wanted.Base != "" && second == nil:
+			second = w.parent
+		}
+	}
+	return second
 }
 
 // wish counts that a preparation is wanted now. p.mu is held.
-func (c *class) wish(o *Preparation, now time.Time) {
+func (p *Pool) wish(c *class, o *Preparation, now time.Time) {
 	i := slices.IndexFunc(c.wishes, func(w *wish) bool { return w.Key == o.Key })
 	w := &wish{}
 	if i >= 0 {
@@ -60,7 +82,12 @@ func (c *class) wish(o *Preparation, now time.Time) {
 	w.Preparation, w.last = *o, now
 	w.demand.add(now)
 	c.wishes = slices.Insert(c.wishes, 0, w)
-	c.wishes = c.wishes[:min(len(c.wishes), maxWishes)]
+	for len(c.wishes) > maxWishes {
+		last := c.wishes[len(c.wishes)-1]
+		p.retire(last.parent)
+		last.parent = nil
+		c.wishes = c.wishes[:len(c.wishes)-1]
+	}
 }
 
 // shares tells how many of each preparation, by key, are to be among so many that are ready, those that were wanted last
@@ -73,7 +100,7 @@ func (c *class) shares(want int, now time.Time) map[string]int {
 	}
 	shares := map[string]int{"": want}
 	for i, w := range c.wishes {
-		if i > 0 && now.Sub(w.last) > idleAfter || !w.failed.IsZero() && now.Sub(w.failed) < failurePause {
+		if i > 0 && now.Sub(w.last) > idleAfter || w.failing(now) {
 			continue
 		}
 		n := min(max(w.demand.peak(now), 1), left)
@@ -158,7 +185,7 @@ func (r *Ready) key() string {
 func (p *Pool) prepare(r *Ready, o *Preparation) error {
 	ctx, cancel := context.WithTimeout(p.ctx, warmLimit)
 	defer cancel()
-	r.Prepared, r.Scratch = o, filepath.Join(p.o.Scratch, r.Config.VM.ID+scratchEnd)
+	r.Prepared, r.PreparedAs, r.Scratch = o, r.Config.VM.ID, p.scratchPath(r.Config.VM.ID)
 	if err := o.MakeScratch(ctx, r.Scratch); err != nil {
 		return err
 	}
@@ -192,6 +219,7 @@ func (p *Pool) Revise() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, c := range p.classes {
+		p.dropParents(c, func(w *wish) bool { return w.stale() })
 		c.wishes = slices.DeleteFunc(c.wishes, func(w *wish) bool { return w.stale() })
 		c.ready = slices.DeleteFunc(c.ready, func(r *Ready) bool {
 			if r.Prepared == nil || !r.Prepared.stale() {

@@ -74,6 +74,17 @@ func (s *Sandbox) Snapshot(ctx context.Context, dir string) error {
 	return v.Snapshot(ctx, dir)
 }
 
+// Source makes the sandbox stand still for good; others are restored from what it returns. Kill is all that can be done with it
+// then. errors.ErrUnsupported where that cannot be.
+func (s *Sandbox) Source(ctx context.Context) (vm.Source, error) {
+	v, ok := s.vm.(vm.Freezer)
+	if !ok {
+		return nil, fmt.Errorf("freeze virtual machine: %w", errors.ErrUnsupported)
+	}
+	s.Disconnect()
+	return v.Freeze(ctx)
+}
+
 // End ends the VM, if one runs, whose runtime directory is dir and of which nothing else is known.
 func End(ctx context.Context, driver vm.Driver, dir string) error {
 	// What a VM was made of does not matter for finding it, but must be something that can be.

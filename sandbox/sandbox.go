@@ -69,10 +69,10 @@ func newSandbox(c Config, machine vm.VM) *Sandbox {
 	return &Sandbox{config: c, vm: machine, dialing: make(chan struct{}, 1)}
 }
 
-// Restore is Start from saved state, whose agent knows the token known. It gets c's, fresh entropy, the time and a
+// Restore is Start from a source, whose agent knows the token known. It gets c's, fresh entropy, the time and a
 // machine id of its own before Restore returns, so that it shares no secret with others from the same state.
-func Restore(ctx context.Context, saved vm.Saved, c Config, known wire.Token) (*Sandbox, error) {
-	machine, err := saved.Restore(ctx, c.VM)
+func Restore(ctx context.Context, source vm.Source, c Config, known wire.Token) (*Sandbox, error) {
+	machine, err := source.Restore(ctx, c.VM)
 	if err != nil {
 		return nil, fmt.Errorf("restore virtual machine: %w", err)
 	}

@@ -86,6 +86,17 @@ func (s *Scratch) New(ctx context.Context, path string, size int64) error {
 	return nil
 }
 
+// Copy makes a scratch disk at to that has what the one at from has, which must not change meanwhile. As New otherwise.
+func (s *Scratch) Copy(ctx context.Context, from, to string) error {
+	if _, err := os.Lstat(to); err == nil {
+		return fmt.Errorf("copy scratch disk: %w", &os.PathError{Op: "create", Path: to, Err: os.ErrExist})
+	}
+	if err := copyInto(ctx, from, to); err != nil {
+		return fmt.Errorf("copy scratch disk: %w", spaceError(filepath.Dir(to), err))
+	}
+	return nil
+}
+
 // Clean removes what a crash has left of templates in the making. No disk must be in the making.
 func (s *Scratch) Clean() error {
 	left, err := filepath.Glob(filepath.Join(s.Dir, "templates", "making-*"))

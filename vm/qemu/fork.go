@@ -22,7 +22,7 @@ import (
 // forkable is what is kept of a VM that was started with Config.Forkable.
 type forkable struct {
 	config  vm.Config
-	launch  *launch  // which descriptor is what
+	launch  *launch // which descriptor is what
 	control *os.File
 }
 
