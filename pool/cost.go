@@ -11,18 +11,21 @@ import (
 // Cost is what a monitor's process takes of this machine.
 type Cost struct {
 	Private int64         // bytes of memory that would be free without it, swapped ones included
-	Shared  int64         // bytes that it uses together with others: the template's, the monitor's program
+	Shared  int64         // bytes that it uses together with others: those it was copied with, the template's, the monitor's program
 	CPU     time.Duration // processor time since it began, its helpers' threads included
 }
 
 // CostOf asks Linux what a process takes. An error when it has gone, or is not the caller's to look at.
 func CostOf(pid int) (Cost, error) {
-	sizes, err := kilobytes(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Rss", "Anonymous", "Swap")
+	sizes, err := kilobytes(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Rss")
 	if err != nil {
 		return Cost{}, err
 	}
-	// What is anonymous is the process's own, see privateMemory; the rest is files that others may have, too.
-	cost := Cost{Private: sizes[1] + sizes[2], Shared: max(0, sizes[0]-sizes[1])}
+	private, err := privateMemory(pid)
+	if err != nil {
+		return Cost{}, err
+	}
+	cost := Cost{Private: private, Shared: max(0, sizes[0]-private)}
 	path := fmt.Sprintf("/proc/%d/stat", pid)
 	b, err := os.ReadFile(path)
 	if err != nil {

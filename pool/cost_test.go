@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"bytes"
+	"encoding/binary"
 	"os"
 	"os/exec"
 	"syscall"
@@ -42,6 +44,20 @@ func TestCostOf(t *testing.T) {
 	}
 	if cost, err := CostOf(c.Process.Pid); err == nil && cost.Private > 0 {
 		t.Errorf("of a process that has gone: %+v", cost)
+	}
+}
+
+// Memory that a process has inherited is shared until it writes there. A page of a file is never its own.
+func TestExclusive(t *testing.T) {
+	var b []byte
+	for _, e := range []uint64{
+		0, pagePresent, pagePresent | pageExclusive, pagePresent | pageExclusive | 0x1234, pagePresent | pageShared | pageExclusive,
+		pagePresent | pageShared, pageSwapped | 7,
+	} {
+		b = binary.NativeEndian.AppendUint64(b, e)
+	}
+	if n, err := exclusive(bytes.NewReader(b)); n != 3 || err != nil {
+		t.Errorf("%d, %v; want 3", n, err)
 	}
 }
 

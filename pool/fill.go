@@ -66,13 +66,11 @@ func (p *Pool) next(now time.Time) func() {
 				return func() { p.work.Go(func() { p.provide(c) }) }
 			}
 		case p.forking(c) && c.parent == nil:
-			if do := p.parentless(c, now); quiet && do != nil {
-				return do
-			}
+			// which comes first, below
 		case have < want && filling < limit && (quiet || have == 0) && p.mayGrow(c.cost()):
 			w := c.lacking(want, now)
 			if w != nil && p.forking(c) && w.parent == nil {
-				break // which comes first, below
+				break // whose parent comes first, below
 			}
 			c.filling++
 			epoch := c.epoch

@@ -35,16 +35,6 @@ func hostMemory() (total, available int64, err error) {
 	return sizes[0], sizes[1], nil
 }
 
-// privateMemory counts anonymous memory: pages of the template that were written are anonymous, and those that were
-// only read are not, whatever else smaps calls private.
-func privateMemory(pid int) (int64, error) {
-	sizes, err := kilobytes(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Anonymous", "Swap")
-	if err != nil {
-		return 0, err
-	}
-	return sizes[0] + sizes[1], nil
-}
-
 // kilobytes reads fields of a file of /proc that is "Name:  n kB" in each line, as bytes.
 func kilobytes(path string, names ...string) ([]int64, error) {
 	b, err := os.ReadFile(path)

@@ -8,10 +8,15 @@
 // from then on it lies in this process's memory, sealed, so that no file has to be checked at each restore and no
 // monitor can change it. A template that is damaged, or that a restore fails with, is thrown away and made again.
 //
+// # Parents
+//
+// Where the monitor can be copied (vm.Forker: software emulation), one sandbox restored from the template is warmed, by running
+// containers that do nothing, and frozen (parent.go). All others of the size are copies of it: they share its memory, the
+// translated code above all, until they write there, and are there in a few milliseconds. Elsewhere each is restored and warmed.
+//
 // # Ready sandboxes
 //
-// A ready one has been restored, has an identity of its own (sandbox.Restore) and has run a container that does
-// nothing. Take gives it away; it never comes back. How many there are follows demand (demand.go) within Settings and the
+// A ready one is warm and has an identity of its own (sandbox.Restore). Take gives it away; it never comes back. How many there are follows demand (demand.go) within Settings and the
 // host's memory (fill.go). As many are made at a time as there are processors; while a start is in progress (Begin)
 // only one, and only of a size that has run out, so that no user waits for somebody else's. Templates are made while
 // there is no start, by processes that give way to others. Those of a size that nobody has wanted for a while are
@@ -20,9 +25,10 @@
 // # Prepared ones
 //
 // Some of the ready ones are prepared (prepare.go) for the images and configurations that were wanted lately: the container's root
-// is there before anybody has asked for it. Such a one is only ever given to who wants just that.
+// is there before anybody has asked for it. Such a one is only ever given to who wants just that. Copies need a parent that is
+// prepared so, with a writable disk that each copy gets a copy of.
 //
-// Take with nothing ready restores on the spot; without a template it says no, and the caller boots.
+// Take with nothing ready copies, or restores, on the spot; without a template it says no, and the caller boots.
 //
 // # Directories
 //
@@ -157,7 +163,7 @@ type Ready struct {
 	Sandbox *sandbox.Sandbox
 	// Config is what the caller must store to find the sandbox again (sandbox.Attach).
 	Config sandbox.Config
-	// Warm tells one that was ready from one restored on the spot.
+	// Warm tells one that was ready from one made on the spot.
 	Warm bool
 	// Prepared is what it is prepared with, nil when it is not; Scratch is then the path of its writable disk, and PreparedAs the
 	// id of the container in it that is prepared.
@@ -435,7 +441,7 @@ func (p *Pool) failed(c *class, what string, err error) {
 	c.failed = p.now()
 	last := c.failures >= maxFailures
 	p.mu.Unlock()
-	p.o.Log.Warn("containers start by booting", "reason", what, "err", err, "cpus", c.CPUs, "memory", c.Memory, "retry", !last)
+	p.o.Log.Warn("the pool could not provide what it should; containers start more slowly", "reason", what, "err", err, "cpus", c.CPUs, "memory", c.Memory, "retry", !last)
 }
 
 // hostError is a failure that is not the template's: a disk that is full.

@@ -21,8 +21,16 @@ func (b *bench) preparation(name string) *Preparation {
 	}
 	return &Preparation{
 		Key: name, Name: name, Layers: []vm.Disk{{Serial: "layer0", Path: layer, ReadOnly: true}}, Scratch: "scratch",
-		MakeScratch: b.o.Warm.Scratch, Request: api.CreateRequest{Spec: &specs.Spec{}},
+		MakeScratch: b.o.Warm.Scratch, CopyScratch: copyFile, Request: api.CreateRequest{Spec: &specs.Spec{}},
 	}
+}
+
+func copyFile(_ context.Context, from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, append(b, "a copy"...), 0o600)
 }
 
 // want is start of a container that wants a preparation.

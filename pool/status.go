@@ -10,7 +10,7 @@ type Status struct {
 	// Off: there is no pool, and every container boots its machine.
 	Off bool `json:"off,omitempty"`
 	Settings
-	// Used is the host's memory that ready sandboxes and templates have together, bytes.
+	// Used is the host's memory that ready sandboxes, those that they are copied from, and templates have together, bytes.
 	Used    int64         `json:"used"`
 	Classes []ClassStatus `json:"classes"`
 }
@@ -19,13 +19,14 @@ type Status struct {
 type ClassStatus struct {
 	Class
 	Template bool `json:"template"` // loaded
+	Parents  int  `json:"parents"`  // frozen ones, that others are copied from
 	Ready    int  `json:"ready"`
 	Filling  int  `json:"filling"` // being made
 	Wanted   int  `json:"wanted"`  // how many are to be ready
 	// Prepared are the preparations that were wanted lately, the last one first. Those that are ready count as Ready, too.
 	Prepared []PreparedStatus `json:"prepared,omitempty"`
-	// Taken were ready when they were wanted, TakenPrepared of them prepared for who wanted them; Restored were made from the template on the spot, Missed not by the pool at
-	// all.
+	// Taken were ready when they were wanted, TakenPrepared of them prepared for who wanted them; Restored were made on the spot, Missed not by the
+	// pool at all.
 	Taken         uint64 `json:"taken"`
 	TakenPrepared uint64 `json:"takenPrepared"`
 	Restored      uint64 `json:"restored"`
@@ -52,7 +53,7 @@ func (p *Pool) Status() Status {
 	s.Memory = p.budget()
 	for _, c := range p.classes {
 		one := ClassStatus{
-			Class: c.Class, Template: c.template != nil, Ready: len(c.ready), Filling: c.filling, Wanted: p.target(c, now),
+			Class: c.Class, Template: c.template != nil, Parents: len(c.parents()), Ready: len(c.ready), Filling: c.filling, Wanted: p.target(c, now),
 			Taken: c.taken, TakenPrepared: c.takenPrepared, Restored: c.restored, Missed: c.missed, Failures: c.failures, Private: c.private,
 		}
 		for _, w := range c.wishes {

@@ -33,6 +33,9 @@ type Driver struct {
 	// unsavable is FailSnapshot's, version Upgrade's.
 	unsavable error
 	version   string
+	// forks and unfreezable are Copy's.
+	forks       bool
+	unfreezable error
 	// kills is what Kill waits for, if not nil.
 	kills chan struct{}
 }
@@ -149,6 +152,7 @@ type Machine struct {
 	paused     chan struct{} // closed by Resume; nil when not paused
 	polite     bool          // ended by Shutdown
 	printed    string        // see Print
+	frozen     bool          // see Freeze
 	ended      bool
 	err        error
 	done       chan struct{}

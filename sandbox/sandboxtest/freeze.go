@@ -1,0 +1,97 @@
+package sandboxtest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/cradlevm/cradle/vm"
+)
+
+// Copy makes machines that can be frozen and copied, but if err is not nil, with which every Freeze fails then.
+func (d *Driver) Copy(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forks, d.unfreezable = true, err
+}
+
+// Forks implements vm.Forker.
+func (d *Driver) Forks(context.Context) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.forks
+}
+
+// Freeze implements vm.Freezer.
+func (m *Machine) Freeze(context.Context) (vm.Source, error) {
+	m.driver.mu.Lock()
+	err := m.driver.unfreezable
+	m.driver.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.ended:
+		return nil, vm.ErrExited
+	case !m.Config.Forkable:
+		return nil, fmt.Errorf("%w: not Forkable", vm.ErrInvalid)
+	}
+	m.frozen = true
+	if m.conn != nil {
+		m.conn.Close()
+	}
+	return frozen{m}, nil
+}
+
+// Frozen machines are those that others are copies of.
+func (d *Driver) Frozen() (all []*Machine) {
+	for _, m := range d.Running() {
+		m.mu.Lock()
+		if m.frozen {
+			all = append(all, m)
+		}
+		m.mu.Unlock()
+	}
+	return all
+}
+
+// frozen is a machine that others are copies of.
+type frozen struct{ m *Machine }
+
+// Restore implements vm.Source. The copy has the containers that run nothing, as prepared ones do.
+func (f frozen) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	if f.m.ended {
+		return nil, vm.ErrExited
+	}
+	var serials []string
+	for _, d := range c.Disks {
+		serials = append(serials, d.Serial)
+	}
+	slices.Sort(serials)
+	if there := slices.Sorted(maps.Keys(f.m.disks)); !slices.Equal(serials, there) {
+		return nil, fmt.Errorf("%w: Disks: %v, not %v", vm.ErrInvalid, serials, there)
+	}
+	v, err := f.m.driver.Start(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	copied := v.(*Machine)
+	copied.disks = maps.Clone(f.m.disks)
+	for id, container := range f.m.containers {
+		copied.containers[id] = &guestContainer{id: id, request: container.request, processes: map[string]*Process{}}
+	}
+	return copied, nil
+}
+
+// Close implements vm.Source.
+func (f frozen) Close() error { return f.m.Kill() }
+
+var (
+	_ vm.Forker  = (*Driver)(nil)
+	_ vm.Freezer = (*Machine)(nil)
+)
