@@ -64,7 +64,7 @@ const (
 	MethodWait      = "wait"      // ProcessRef → ExitStatus; answers when the process has exited, at once if it has
 	MethodSignal    = "signal"    // SignalRequest → none; with signal 0 StartResult, also of a process that has ended
 	MethodResize    = "resize"    // ResizeRequest → none
-	MethodDelete    = "delete"    // ProcessRef → none; a container is killed, unmounted and forgotten
+	MethodDelete    = "delete"    // ProcessRef → none; a container is killed, unmounted and forgotten, also where its disk has no room for its files, which is an error
 	MethodProcesses = "processes" // ProcessRef (Exec empty) → ProcessesResult
 	MethodStats     = "stats"     // ProcessRef (Exec empty) → StatsResult
 	MethodShutdown  = "shutdown"  // none → none; then the agent syncs and powers the machine off

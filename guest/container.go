@@ -143,7 +143,9 @@ func (c *container) settle(s state, err error) error {
 		return err
 	}
 	if err != nil {
-		c.release()
+		if c.kill() == nil {
+			c.release()
+		}
 		c.agent.removeContainer(c)
 		return err
 	}
@@ -316,7 +318,8 @@ func (c *container) deleteExec(exec string) error {
 	return nil
 }
 
-// delete kills the container and gives back everything it holds. A delete that failed may be tried again.
+// delete kills the container and gives back everything it holds. A delete that failed may be tried again; but when flush has
+// failed, whose error it returns, the container is gone.
 func (c *container) delete() error {
 	c.mu.Lock()
 	if c.state == starting || c.state == deleting {
@@ -327,7 +330,13 @@ func (c *container) delete() error {
 	c.state = deleting
 	c.mu.Unlock()
 	c.endWork()
-	if err := c.release(); err != nil {
+	var lost error
+	err := c.kill()
+	if err == nil {
+		lost = c.flush()
+		err = c.release()
+	}
+	if err != nil {
 		c.mu.Lock()
 		c.state, c.cutWork = before, make(chan struct{})
 		c.mu.Unlock()
@@ -335,11 +344,11 @@ func (c *container) delete() error {
 	}
 	c.agent.removeContainer(c)
 	go runtime.GC() // while nobody waits: see gcPercent
-	return nil
+	return lost
 }
 
-// release undoes whatever create and start got done; it can be repeated.
-func (c *container) release() error {
+// kill ends the container's processes; it can be repeated.
+func (c *container) kill() error {
 	if c.cgroup != nil {
 		if err := c.cgroup.kill(); err != nil && err != unix.ENOENT {
 			return fmt.Errorf("kill: %w", err)
@@ -360,6 +369,11 @@ func (c *container) release() error {
 		<-p.exited
 		p.forget()
 	}
+	return nil
+}
+
+// release undoes whatever create and start got done, when no process is left; it can be repeated.
+func (c *container) release() error {
 	c.given.close()
 	if c.parked != nil {
 		c.parked.leave(c.agent.mountNS)

@@ -79,7 +79,8 @@ type Config struct {
 	Forkable bool
 }
 
-// Disk is a block device of the VM. The guest finds it by its serial.
+// Disk is a block device of the VM. The guest finds it by its serial. What cannot be written, as the host's file system is
+// full, is the guest's error (Linux: ENOSPC); the VM goes on.
 type Disk struct {
 	Serial   string // 1 to MaxSerial letters and digits
 	Path     string // a raw image; its size is a multiple of 512 bytes

@@ -208,6 +208,9 @@ func (m *machine) plugAt(ctx context.Context, slot int, d vm.Disk, f *os.File) (
 		"scsi-id": slot % targets, "lun": slot / targets, "serial": d.Serial,
 		"device_id":     nodeID(slot), // by default the serial, which may then be 20 characters long only
 		"rotation_rate": 1,            // a solid-state disk: the guest need not sort its requests
+		// What cannot be written is the guest's error. By default QEMU stops the whole machine when the host's file system,
+		// which a scratch disk grows in, is full.
+		"werror": "report",
 	})
 	if err != nil {
 		m.mon.run(ctx, "blockdev-del", map[string]any{"node-name": nodeID(slot)})

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/api/wire"
 	"github.com/cradlevm/cradle/vm"
 	"github.com/cradlevm/cradle/vm/vmtest/guestapi"
@@ -170,6 +171,52 @@ func testPlugErrors(t *testing.T, p vm.DiskPlugger, there vm.Disk) {
 	}
 	if err := p.Plug(within(t), vm.Disk{Serial: "MISSING", Path: there.Path + ".missing"}); err == nil {
 		t.Error("plugging a missing file: no error")
+	}
+}
+
+// testFullDisk writes to a disk that the host's file system has no room for: the guest gets an error, and goes on.
+func testFullDisk(t *testing.T, m *machine, client *wire.Client) {
+	p, ok := m.VM.(vm.DiskPlugger)
+	if !ok {
+		t.Skip("the driver has no DiskPlugger")
+	}
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skip(err)
+	}
+	defer func() {
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	d := vm.Disk{Serial: "FULL", Path: filepath.Join(dir, "disk")}
+	if err := errors.Join(os.WriteFile(d.Path, nil, 0o600), os.Truncate(d.Path, 8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Plug(within(t), d); err != nil {
+		t.Fatal(err)
+	}
+	call(t, client, guestapi.MethodAwait, guestapi.Await{Serial: d.Serial, Present: true}, nil)
+	write := func(offset, length int64) error {
+		return client.Call(within(t), guestapi.MethodWrite, guestapi.Extent{Serial: d.Serial, Offset: offset, Data: bytes.Repeat([]byte("full"), int(length/4))}, nil)
+	}
+	if err := write(0, 64<<10); err != nil {
+		t.Error(err)
+	}
+	if err := write(64<<10, 2<<20); !errors.As(err, new(*api.Error)) {
+		t.Errorf("writing what does not fit: %v, want the guest's error", err)
+	}
+	if err := write(0, 64<<10); err != nil {
+		t.Errorf("writing where there is room already: %v", err)
+	}
+	if err := syscall.Mount("", dir, "", syscall.MS_REMOUNT, "size=16m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(64<<10, 2<<20); err != nil {
+		t.Errorf("writing when there is room again: %v", err)
+	}
+	if err := p.Unplug(within(t), d.Serial); err != nil {
+		t.Error(err)
 	}
 }
 

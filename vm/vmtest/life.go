@@ -41,6 +41,7 @@ func (s *suite) testMachine(t *testing.T) {
 	t.Run("Console", func(t *testing.T) { testConsole(t, m, client) })
 	t.Run("BootDisks", func(t *testing.T) { testBootDisks(t, m, client, fixed, scratch) })
 	t.Run("Plug", func(t *testing.T) { testPlug(t, m, client) })
+	t.Run("FullDisk", func(t *testing.T) { testFullDisk(t, m, client) })
 	t.Run("Pause", func(t *testing.T) { testPause(t, m, client) })
 	t.Run("Echo", func(t *testing.T) { testEcho(t, client) })
 	t.Run("SecondDial", func(t *testing.T) { testSecondDial(t, m, client) })
