@@ -29,7 +29,8 @@ const (
 	auditARM   = 0x40000028
 )
 
-// x32Bit is set in the numbers of the x32 ABI, which shares x86-64's seccomp_data.arch.
+// x32Bit is set in the numbers of the x32 ABI, which shares x86-64's seccomp_data.arch. It has no table: no guest's kernel
+// has the ABI.
 const x32Bit = 0x40000000
 
 // armPrivate is where 32-bit Arm's private calls begin.
@@ -41,7 +42,6 @@ func abis(arch string) ([]abi, error) {
 	case "amd64":
 		return []abi{
 			{arch: specs.ArchX86_64, audit: auditX8664, wide: true, number: numberAMD64},
-			{arch: specs.ArchX32, audit: auditX8664, number: numberX32},
 			{arch: specs.ArchX86, audit: auditI386, number: number386, muxed: muxed386},
 		}, nil
 	case "arm64":
@@ -51,16 +51,6 @@ func abis(arch string) ([]abi, error) {
 		}, nil
 	}
 	return nil, fmt.Errorf("%w: architecture %q", ErrUnsupported, arch)
-}
-
-// numberX32 is x86-64's table with the x32 bit, but for those calls whose arguments are laid out differently: they have
-// numbers of their own, from 512 on.
-func numberX32(name string) (uint32, bool) {
-	if n, ok := numberX32Own(name); ok {
-		return x32Bit | n, true
-	}
-	n, ok := numberAMD64(name)
-	return n | x32Bit, ok
 }
 
 // numberARMWithPrivate adds 32-bit Arm's private calls, which are no part of the table.

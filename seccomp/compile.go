@@ -4,6 +4,8 @@
 // What a program decides is what runc with libseccomp would decide for the same profile:
 //   - A call of an ABI that the profile does not list kills the thread: on amd64 so do i386 calls and x32 numbers unless
 //     the profile names SCMP_ARCH_X86 and SCMP_ARCH_X32. The native ABI is always there.
+//   - x32 numbers of a profile that names SCMP_ARCH_X32 answer ENOSYS, as they do on a kernel without that ABI where they are
+//     allowed. Guests have such kernels.
 //   - Where the default action denies, a call with a number higher than any the profile mentions answers ENOSYS: the
 //     profile is older than the call, and programs fall back on ENOSYS but give up on EPERM.
 //   - Names that no table has are passed over (Unknown lists them).
@@ -13,7 +15,7 @@
 // profile wins; libseccomp's order depends on the arguments' numbers.
 //
 // A program is the test of the ABI, then per ABI a binary search over ranges of calls with one outcome and few exceptions,
-// whose leaves compare arguments where rules have conditions. Docker's default profile is about 430 instructions of the
+// whose leaves compare arguments where rules have conditions. Docker's default profile is about 300 instructions of the
 // kernel's 4096; a call passes about 11, one whose arguments are compared up to 33.
 package seccomp
 
@@ -43,16 +45,10 @@ func Compile(p *specs.LinuxSeccomp, arch string) ([]byte, error) {
 	var a assembler
 	// From the end to the beginning, so that every jump's target is known: the tests of the ABI come last here.
 	next := a.ret(retKillThread)
-	for i := len(tables) - 1; i >= 0; {
-		audit := tables[i].abi.audit
-		first := i
-		for first > 0 && tables[first-1].abi.audit == audit {
-			first--
-		}
-		body := a.search(ranges(tables[first:i+1], fallback, permissive(fallback)))
+	for _, t := range slices.Backward(tables) {
+		body := a.search(ranges(t, fallback, permissive(fallback)))
 		body = a.load(offsetNumber, body)
-		next = a.jump(opJumpEqual, audit, body, next)
-		i = first - 1
+		next = a.jump(opJumpEqual, t.abi.audit, body, next)
 	}
 	a.load(offsetArch, next)
 	return a.bytes()
@@ -100,6 +96,10 @@ func tabulateAll(p *specs.LinuxSeccomp, arch string) ([]table, uint32, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	x32 := uint32(retKillThread)
+	if slices.Contains(p.Architectures, specs.ArchX32) {
+		x32 = retErrno | errnoNoSys
+	}
 	var out []table
 	for i, a := range known {
 		if i > 0 && !slices.Contains(p.Architectures, a.arch) {
@@ -109,6 +109,7 @@ func tabulateAll(p *specs.LinuxSeccomp, arch string) ([]table, uint32, error) {
 		if err != nil {
 			return nil, 0, err
 		}
+		t.x32 = x32
 		out = append(out, t)
 	}
 	return out, fallback, nil
@@ -121,11 +122,10 @@ type span struct {
 	wide  bool
 }
 
-// ranges lays the tables of one seccomp_data.arch out over all numbers. On amd64 they may be two: x86-64 below the x32 bit
-// and x32 from it on.
-func ranges(tables []table, fallback uint32, permissiveDefault bool) []span {
+// ranges lays a table out over all numbers.
+func ranges(t table, fallback uint32, permissiveDefault bool) []span {
 	var out []span
-	put := func(first uint32, rules []rule, wide bool) {
+	put := func(first uint32, rules []rule) {
 		if n := len(out); n > 0 {
 			if out[n-1].first == first {
 				out = out[:n-1]
@@ -133,38 +133,31 @@ func ranges(tables []table, fallback uint32, permissiveDefault bool) []span {
 				return // the same outcome goes on
 			}
 		}
-		out = append(out, span{first, rules, wide})
+		out = append(out, span{first, rules, t.abi.wide})
 	}
 	just := func(ret uint32) []rule { return []rule{{nil, ret}} }
 	noSys := uint32(retErrno | errnoNoSys)
-	for _, t := range tables {
-		base := uint32(0)
-		if t.abi.arch == specs.ArchX32 {
-			base = x32Bit
+	// What happens to calls without rules changes once, where those newer than the profile begin.
+	other, newer := just(fallback), t.newer
+	enter := func(number uint32) {
+		if newer != 0 && !permissiveDefault && number >= newer {
+			put(newer, just(noSys))
+			other, newer = just(noSys), 0
 		}
-		// What happens to calls without rules changes once, where those newer than the profile begin.
-		other, newer := just(fallback), t.newer
-		enter := func(number uint32) {
-			if newer != 0 && !permissiveDefault && number >= newer {
-				put(newer, just(noSys), t.abi.wide)
-				other, newer = just(noSys), 0
-			}
+	}
+	put(0, other)
+	for _, c := range t.calls {
+		enter(c.number)
+		rules := c.rules
+		if len(rules[len(rules)-1].args) > 0 {
+			rules = append(slices.Clip(rules), rule{nil, other[0].ret})
 		}
-		put(base, other, t.abi.wide)
-		for _, c := range t.calls {
-			enter(c.number)
-			rules := c.rules
-			if len(rules[len(rules)-1].args) > 0 {
-				rules = append(slices.Clip(rules), rule{nil, other[0].ret})
-			}
-			put(c.number, rules, t.abi.wide)
-			put(c.number+1, other, t.abi.wide)
-		}
-		enter(math.MaxUint32)
-		if t.abi.arch == specs.ArchX86_64 {
-			// Until x32's table says otherwise.
-			put(x32Bit, just(retKillThread), t.abi.wide)
-		}
+		put(c.number, rules)
+		put(c.number+1, other)
+	}
+	enter(math.MaxUint32)
+	if t.abi.arch == specs.ArchX86_64 {
+		put(x32Bit, just(t.x32))
 	}
 	return out
 }

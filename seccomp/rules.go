@@ -42,6 +42,7 @@ type callRules struct {
 type table struct {
 	abi     abi
 	calls   []callRules // ascending
+	x32     uint32      // what is done with x32 numbers, which x86-64's table has beside its own
 	newer   uint32      // from this number on calls are newer than the profile; 0: it mentions none
 	unknown []string    // names that this ABI has not
 }
@@ -120,7 +121,7 @@ func tabulate(p *specs.LinuxSeccomp, a abi, fallback uint32) (table, error) {
 
 // mention notes a number that the profile knows. Arm's private calls are numbered far from the others.
 func (t *table) mention(number uint32) {
-	if number&^x32Bit < armPrivate {
+	if number < armPrivate {
 		t.newer = max(t.newer, number+1)
 	}
 }
