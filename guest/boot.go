@@ -149,8 +149,6 @@ func raiseLimits() {
 		lim := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
 		unix.Setrlimit(r, &lim)
 	}
-	// A container that eats all memory must not take the agent with it.
-	os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 }
 
 // loopbackUp is `ip link set lo up`.

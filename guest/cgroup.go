@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -39,10 +40,13 @@ func enableControllers(dir string) {
 type cgroup struct {
 	dir string
 	fd  int
+
+	mu     sync.Mutex
+	events int // memory.events once it has been read, to be read again; -1 before
 }
 
 func newCgroup(id string) (*cgroup, error) {
-	c := &cgroup{dir: cgroupRoot + "/container." + id}
+	c := &cgroup{dir: cgroupRoot + "/container." + id, events: -1}
 	if err := unix.Mkdir(c.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
 	}
@@ -71,9 +75,14 @@ func (c *cgroup) field(file, key string) uint64 {
 	if err != nil {
 		return 0
 	}
-	for line := range bytes.Lines(b) {
-		if k, v, ok := strings.Cut(strings.TrimSpace(string(line)), " "); ok && k == key {
-			n, _ := strconv.ParseUint(v, 10, 64)
+	return value(b, key)
+}
+
+// value is a key's in lines of "key value"; 0 when it is not there.
+func value(lines []byte, key string) uint64 {
+	for line := range bytes.Lines(lines) {
+		if v, ok := bytes.CutPrefix(line, []byte(key)); ok && len(v) > 0 && v[0] == ' ' {
+			n, _ := strconv.ParseUint(string(bytes.TrimSpace(v)), 10, 64)
 			return n
 		}
 	}
@@ -90,7 +99,33 @@ func (c *cgroup) number(file string) uint64 {
 	return n
 }
 
-func (c *cgroup) oomKills() uint64 { return c.field("memory.events", "oom_kill") }
+// oomKills is how often the kernel has killed for memory here. Each exec asks: the file stays open.
+func (c *cgroup) oomKills() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.events < 0 {
+		fd, err := unix.Open(c.dir+"/memory.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return 0
+		}
+		c.events = fd
+	}
+	var b [512]byte
+	n, _ := unix.Pread(c.events, b[:], 0)
+	return value(b[:max(0, n)], "oom_kill")
+}
+
+// close gives the descriptors back.
+func (c *cgroup) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, fd := range []*int{&c.fd, &c.events} {
+		if *fd >= 0 {
+			unix.Close(*fd)
+			*fd = -1
+		}
+	}
+}
 
 // pids lists the processes of the cgroup and of those the container made below it.
 func (c *cgroup) pids(limit int) []int {
@@ -137,10 +172,7 @@ func (c *cgroup) kill() error {
 
 // remove waits for the last process to go, then removes the cgroup and those below it.
 func (c *cgroup) remove() error {
-	if c.fd >= 0 {
-		unix.Close(c.fd)
-		c.fd = -1
-	}
+	c.close()
 	var err error
 	pause := time.Millisecond
 	for deadline := time.Now().Add(diskTimeout); ; pause = min(2*pause, 100*time.Millisecond) {

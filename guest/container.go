@@ -32,17 +32,17 @@ type container struct {
 	parked *parkedProcess // the first process, when it has been made ahead; nil otherwise
 	disks  map[string]string
 	given  givenFiles
+	users  users
 
 	working sync.WaitGroup // calls that work on the container's files; c.work adds to it
 	cutWork chan struct{}  // closed to end them
 
-	mu     sync.Mutex
-	state  state
-	init   *process
-	execs  map[string]*process // nil value: being started
-	env    []string            // what execs have, where it is not the first process's
-	joined bool                // the thread's children are born in the container's PID namespace; thread only
-	caps   *launch.Caps        // the first process's, once they are known; thread only
+	mu    sync.Mutex
+	state state
+	init  *process
+	execs map[string]*process // nil value: being started
+	env   []string            // what execs have, where it is not the first process's
+	caps  *launch.Caps        // the first process's, once they are known
 }
 
 // create makes a container from a request that has been checked.

@@ -49,6 +49,16 @@ func testExec(t *testing.T, v *testVM, box []api.Disk) {
 	if e := v.execIn("host", "a", func(r *api.ExecRequest) { r.User = "app" }, "id", "-u"); e.stdout != "1000\n" {
 		t.Errorf("%+v: %v", e, e.err)
 	}
+	const bound = "grep CapBnd /proc/self/status; echo $(cat /proc/self/oom_score_adj) $(hostname)"
+	own := v.execIn("host", "a", nil, "sh", "-c", bound).stdout
+	all := &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN", "CAP_SYS_ADMIN"}}
+	wide := v.execIn("host", "a", func(r *api.ExecRequest) { r.Capabilities = all }, "sh", "-c", bound).stdout
+	if again := v.execIn("host", "a", nil, "sh", "-c", bound).stdout; firstLine(again) != firstLine(own) || firstLine(wide) != "CapBnd:\t0000000000200001" {
+		t.Errorf("bounding sets: %q, of one with its own %q, then %q", own, wide, again)
+	}
+	if !strings.HasSuffix(own, "\n0 box\n") || !strings.HasSuffix(wide, "\n0 box\n") {
+		t.Errorf("%q, %q", own, wide)
+	}
 	if e := v.execIn("host", "a", nil, "nothing"); code(e.err) != api.CodeCommandNotFound {
 		t.Errorf("%+v: %v", e, e.err)
 	}
@@ -194,4 +204,9 @@ func testOutputSurvives(t *testing.T, v *testVM, box []api.Disk) {
 	if code(err) != api.CodeFailedPrecondition {
 		t.Errorf("old offset: %v", err)
 	}
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
 }

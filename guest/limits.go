@@ -37,19 +37,6 @@ func rlimits(p *specs.Process) ([]launch.Rlimit, error) {
 	return list, nil
 }
 
-// capabilities are those of a process; the container's own are only worked out once.
-func (c *container) capabilities(asked *specs.LinuxCapabilities) (caps *launch.Caps, err error) {
-	own := asked == c.req.Spec.Process.Capabilities
-	if own && c.caps != nil {
-		return c.caps, nil
-	}
-	caps, err = capabilities(asked)
-	if own && err == nil {
-		c.caps = caps
-	}
-	return caps, err
-}
-
 // capabilities are none when the spec names none: a process must ask for what it may do.
 func capabilities(asked *specs.LinuxCapabilities) (*launch.Caps, error) {
 	c := &launch.Caps{}

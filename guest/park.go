@@ -18,6 +18,19 @@ type parkedProcess struct {
 
 // park makes the first process ahead.
 func (c *container) park() error {
+	t, err := c.visitor()
+	if err != nil {
+		return err
+	}
+	p := &parkedProcess{thread: t, filter: c.req.Seccomp}
+	p.Parked = launch.Park(&launch.Spec{NewPID: true, NewCgroup: true, Cgroup: c.cgroup.fd, Mounts: c.later, Seccomp: p.filter})
+	c.parked = p
+	go p.thread.do(func() error { p.Run(); return nil })
+	return nil
+}
+
+// visitor makes another thread that is in the container's namespaces, but for those that its children are born in.
+func (c *container) visitor() (*thread, error) {
 	var spaces []int
 	defer func() {
 		for _, fd := range spaces {
@@ -35,17 +48,14 @@ func (c *container) park() error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p := &parkedProcess{thread: newThread(), filter: c.req.Seccomp}
-	if err := p.thread.do(func() error { return joinSpaces(spaces) }); err != nil {
-		p.thread.leave(c.agent.mountNS)
-		return err
+	t := newThread()
+	if err := t.do(func() error { return joinSpaces(spaces) }); err != nil {
+		t.leave(c.agent.mountNS)
+		return nil, err
 	}
-	p.Parked = launch.Park(&launch.Spec{NewPID: true, NewCgroup: true, Cgroup: c.cgroup.fd, Mounts: c.later, Seccomp: p.filter})
-	c.parked = p
-	go p.thread.do(func() error { p.Run(); return nil })
-	return nil
+	return t, nil
 }
 
 // joinSpaces takes the calling thread into namespaces, the mount namespace's root being its root then.

@@ -18,7 +18,7 @@ type process struct {
 	gone    chan struct{} // closed when the process is forgotten; nobody will read what is left
 	forget  func()
 
-	// oom reports how often the kernel has killed for memory in the container.
+	// oom reports how often the kernel has killed for memory in the container; oomStart is what it was at the start.
 	oom      func() uint64
 	oomStart uint64
 
@@ -45,9 +45,6 @@ func newProcess(s *stdio) *process {
 
 // run has launch start the process, registers it with the reaper, and moves its output from then on.
 func (p *process) run(r *reaper, start func() (pid, pidfd int, err error)) error {
-	if p.oom != nil {
-		p.oomStart = p.oom()
-	}
 	err := r.launch(func() (int, error) {
 		pid, pidfd, err := start()
 		p.mu.Lock()

@@ -65,16 +65,27 @@ func (c *container) launch(r *request) (*process, error) {
 			return nil, err
 		}
 	}
-	err := c.thread.do(func() error {
+	t, caps, err := c.threadFor(r)
+	if err != nil {
+		return nil, err
+	}
+	if t != c.thread {
+		defer t.leave(c.agent.mountNS)
+	}
+	err = t.do(func() error {
 		if !r.first {
-			if err := c.joinFirst(); err != nil {
+			if err := c.joinFirst(t); err != nil {
 				return err
 			}
+		}
+		if err := c.confine(t, r, caps.Bounding); err != nil {
+			return err
 		}
 		spec, err := c.launchSpec(r)
 		if err != nil {
 			return err
 		}
+		spec.Caps, spec.Confined = caps, t.confined
 		io, err := openStdio(r)
 		if err != nil {
 			return err
@@ -93,15 +104,18 @@ func (c *container) launch(r *request) (*process, error) {
 		}
 		p = newProcess(io)
 		p.oom = c.cgroup.oomKills
+		if !r.first { // the cgroup is as old as the first one
+			p.oomStart = p.oom()
+		}
 		err = p.run(c.agent.reaper, func() (int, int, error) { return c.spawn(spec) })
 		return execError(r.process.Args[0], err)
 	})
 	return p, err
 }
 
-// joinFirst makes the thread's children members of the first process's PID namespace, once.
-func (c *container) joinFirst() error {
-	if c.joined {
+// joinFirst makes the children of t, which is the calling thread, members of the first process's PID namespace.
+func (c *container) joinFirst(t *thread) error {
+	if t.joined {
 		return nil
 	}
 	c.init.mu.Lock()
@@ -116,7 +130,7 @@ func (c *container) joinFirst() error {
 	if err != nil {
 		return fmt.Errorf("join the container's namespaces: %w", err)
 	}
-	c.joined = true
+	t.joined = true
 	return nil
 }
 
@@ -147,7 +161,7 @@ func (c *container) spawn(s *launch.Spec) (pid, pidfd int, err error) {
 // launchSpec works out how the process runs, by the container's own files.
 func (c *container) launchSpec(r *request) (*launch.Spec, error) {
 	p, l := r.process, c.req.Spec.Linux
-	user, err := resolveUser(r.user, r.groupAdd, &p.User)
+	user, err := c.users.resolve(r.user, r.groupAdd, &p.User)
 	if err != nil {
 		return nil, err
 	}
@@ -156,9 +170,6 @@ func (c *container) launchSpec(r *request) (*launch.Spec, error) {
 		OOMScoreAdj: p.OOMScoreAdj, UID: user.uid, GID: user.gid, Groups: user.groups, Umask: p.User.Umask,
 		NoNewPrivs: p.NoNewPrivileges, Seccomp: r.seccomp, Terminal: p.Terminal,
 	}
-	if s.OOMScoreAdj == nil {
-		s.OOMScoreAdj = new(int) // not the agent's own
-	}
 	s.Env = p.Env
 	if lastEnv(s.Env, "HOME") == "" {
 		home := user.home
@@ -166,9 +177,6 @@ func (c *container) launchSpec(r *request) (*launch.Spec, error) {
 			home = "/"
 		}
 		s.Env = append(s.Env[:len(s.Env):len(s.Env)], "HOME="+home)
-	}
-	if s.Caps, err = c.capabilities(p.Capabilities); err != nil {
-		return nil, err
 	}
 	if s.Rlimits, err = rlimits(p); err != nil {
 		return nil, err

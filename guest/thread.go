@@ -19,6 +19,10 @@ type thread struct {
 	quit chan struct{}
 	done chan struct{}
 	once sync.Once
+
+	// What processes cloned from here need not do themselves; the thread's own to read and to write.
+	joined   bool // they are born in the container's PID namespace
+	confined bool // the bounding set is the container's
 }
 
 func newThread() *thread {

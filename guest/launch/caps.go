@@ -41,6 +41,19 @@ next:
 // Caps are a process's five sets.
 type Caps struct{ Bounding, Effective, Permitted, Inheritable, Ambient CapSet }
 
+// Confine takes from the calling thread's bounding set what is not in set, for good: what it starts from then on need not
+// drop that itself (Spec.Confined), each capability by a system call that copies the process's credentials.
+func Confine(set CapSet) error {
+	for i := range capNames {
+		if set&(1<<i) == 0 {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(i), 0, 0, 0); err != nil && err != unix.EINVAL {
+				return fmt.Errorf("drop capability %s: %w", capNames[i], err)
+			}
+		}
+	}
+	return nil
+}
+
 // dropBounding removes from the bounding set what c does not have. A capability that the kernel does not know
 // (EINVAL) is not there to be dropped.
 func (p *program) dropBounding(c *Caps) {
@@ -51,7 +64,7 @@ func (p *program) dropBounding(c *Caps) {
 	}
 }
 
-// setCaps makes the sets the process's own; it runs after the user has been changed.
+// setCaps makes the sets the process's own; it runs after the user has been changed. The caller has no ambient capabilities.
 func (p *program) setCaps(c *Caps) {
 	head := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := make([]unix.CapUserData, 2)
@@ -63,7 +76,6 @@ func (p *program) setCaps(c *Caps) {
 		}
 	}
 	p.add("set capabilities", unix.SYS_CAPSET, hold(p, head), held(p, data))
-	p.try("clear ambient capabilities", []unix.Errno{unix.EINVAL}, unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL)
 	for i := range capNames {
 		if c.Ambient&(1<<i) != 0 {
 			p.add("raise ambient capability", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(i))

@@ -42,6 +42,7 @@ type Spec struct {
 	Groups     []uint32
 	Umask      *uint32
 	Caps       *Caps // nil: unchanged
+	Confined   bool  // the calling thread's bounding set is Caps' (Confine)
 	NoNewPrivs bool
 	Seccomp    []byte // struct sock_filter array
 }
@@ -200,21 +201,30 @@ func (p *program) schedule(s *Schedule) {
 	}
 }
 
-// user changes the credentials. Permitted capabilities survive the change of user (keepcaps) so that setCaps can
-// choose among them.
+// user changes the credentials, of which the kernel makes a copy at each step. Permitted capabilities survive the change of
+// user (keepcaps) so that setCaps can choose among them. The caller is root: another root is no change.
 func (p *program) user(s *Spec) {
-	if s.Caps != nil {
+	if s.Caps != nil && !s.Confined {
 		p.dropBounding(s.Caps)
+	}
+	keep := s.Caps != nil && s.UID != 0
+	if keep {
 		p.add("keep capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
 	}
 	p.add("setgroups", unix.SYS_SETGROUPS, uintptr(len(s.Groups)), held(p, s.Groups))
-	p.add("setgid", unix.SYS_SETRESGID, uintptr(s.GID), uintptr(s.GID), uintptr(s.GID))
-	p.add("setuid", unix.SYS_SETRESUID, uintptr(s.UID), uintptr(s.UID), uintptr(s.UID))
+	if s.GID != 0 {
+		p.add("setgid", unix.SYS_SETRESGID, uintptr(s.GID), uintptr(s.GID), uintptr(s.GID))
+	}
+	if s.UID != 0 {
+		p.add("setuid", unix.SYS_SETRESUID, uintptr(s.UID), uintptr(s.UID), uintptr(s.UID))
+	}
 	if s.Umask != nil {
 		p.add("umask", unix.SYS_UMASK, uintptr(*s.Umask))
 	}
-	if s.Caps != nil {
+	if keep {
 		p.add("forget keepcaps", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0, 0, 0, 0)
+	}
+	if s.Caps != nil {
 		p.setCaps(s.Caps)
 	}
 }

@@ -221,3 +221,25 @@ func TestParseCaps(t *testing.T) {
 		t.Error("CAP_NONE was taken")
 	}
 }
+
+// TestConfine: what the thread has given up, its children need not.
+func TestConfine(t *testing.T) {
+	asRoot(t)
+	set := CapSet(1 | 1<<5)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+		if err := Confine(set); err != nil {
+			t.Error(err)
+			return
+		}
+		s := sh("grep -E 'Cap(Bnd|Eff|Amb)' /proc/self/status")
+		s.Caps, s.Confined = &Caps{Bounding: set, Permitted: 1, Effective: 1}, true
+		out, _ := start(t, s)
+		if want := "CapEff:\t0000000000000021\nCapBnd:\t0000000000000021\nCapAmb:\t0000000000000000\n"; out != want {
+			t.Errorf("got %q", out)
+		}
+	}()
+	<-done
+}
