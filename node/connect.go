@@ -220,7 +220,7 @@ func (n *Node) matchLinks(rec record) (links, gone []link, err error) {
 // configure gives the guest of a running container these links.
 func (c *ctr) configure(ctx context.Context, r *run, rec record, links []link) error {
 	spec := rec.spec()
-	spec.Net = c.node.addressing(links)
+	spec.Net = c.node.addressing(rec, links)
 	files, err := runspec.Files(spec)
 	if err != nil {
 		return err

@@ -119,7 +119,7 @@ func (c *ctr) attachAll(ctx context.Context, rec record, undo *undoStack) ([]lin
 		}
 	}
 	spec := rec.spec()
-	spec.Net = c.node.addressing(links)
+	spec.Net = c.node.addressing(rec, links)
 	files, err := runspec.Files(spec)
 	return links, files, err
 }
@@ -333,11 +333,12 @@ func usualNetworks() []api.NetworkRequest {
 }
 
 // addressing is how a container with these links is found and finds others.
-func (n *Node) addressing(links []link) runspec.Addressing {
+func (n *Node) addressing(rec record, links []link) runspec.Addressing {
 	a := runspec.Addressing{Options: []string{"ndots:0"}}
 	for _, l := range links {
 		e := l.Endpoint
-		a.Resolver = a.Resolver || l.Name != network.Default // whose containers have no names, as with docker
+		// On the default network containers have no names, as with docker; but what a policy says of names only our resolver can do.
+		a.Resolver = a.Resolver || l.Name != network.Default || rec.namesMatter(l)
 		for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
 			if p.IsValid() {
 				a.Addresses = append(a.Addresses, p.Addr())

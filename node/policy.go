@@ -244,7 +244,25 @@ func (n *Node) NetworkPolicySet(ctx context.Context, container, networkName stri
 	if err := n.enforce(ctx, rec); err != nil {
 		return errors.Join(err, c.storePolicies(old), n.enforce(context.WithoutCancel(ctx), old))
 	}
-	return nil
+	return c.askAnother(ctx, old, rec)
+}
+
+// askAnother has a running container ask the resolver that its new policy needs.
+func (c *ctr) askAnother(ctx context.Context, old, rec record) error {
+	r, notRunning := c.current()
+	links := slices.DeleteFunc(slices.Clone(rec.Links), func(l link) bool { return l.Endpoint == nil })
+	if notRunning != nil || c.node.addressing(old, links).Resolver == c.node.addressing(rec, links).Resolver {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectLimit)
+	defer cancel()
+	return c.configure(ctx, r, rec, links)
+}
+
+// namesMatter tells whether the policy on a network says something of names.
+func (r *record) namesMatter(l link) bool {
+	p, err := compilePolicy(r.policyOf(l))
+	return err == nil && (p.Deny || len(p.Names) > 0)
 }
 
 // canHavePolicy tells why a container's policy could not be in force.

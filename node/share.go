@@ -184,7 +184,7 @@ func (c *ctr) moveIn(ctx context.Context, p *plan, steps *phases, undo *undoStac
 	}
 	spec := its.spec()
 	if len(its.Links) > 0 {
-		spec.Net = c.node.addressing(its.Links)
+		spec.Net = c.node.addressing(its, its.Links)
 	}
 	if p.request.Files, err = runspec.Files(spec); err != nil {
 		return nil, err

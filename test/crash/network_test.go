@@ -170,15 +170,18 @@ func (h *tenant) comeAndGo(worker, turn int) error {
 	if err := h.start(append(args, "busybox", "sleep", "1000000")...); err != nil {
 		return err
 	}
+	if r.IntN(2) == 0 {
+		if err := h.share(name); err != nil {
+			return err
+		}
+	}
 	for range r.IntN(3) {
 		var err error
-		switch r.IntN(3) {
+		switch r.IntN(2) {
 		case 0: // what shares its network ends
 			if _, err = h.must("", "stop", "-t", "0", name); err == nil {
 				err = h.start("start", name)
 			}
-		case 1:
-			err = h.share(name)
 		default: // on a third network
 			if _, err = h.must("already exists", "network", "connect", on[2], name); err == nil && r.IntN(2) == 0 {
 				_, err = h.must("is not connected", "network", "disconnect", on[2], name)
