@@ -31,6 +31,8 @@ type daemonConfig struct {
 	// Pool tells whether VMs are started from templates, PoolSettings how many of each size are kept ready.
 	Pool         bool
 	PoolSettings pool.Settings
+	// Apart has each VM restored, with a monitor that has an address space of its own making; else they are copied where that can be done.
+	Apart bool
 
 	// Networks tells whether containers are connected to networks, Streams whether these are an ordinary user's for root, too.
 	Networks, Streams bool
@@ -44,9 +46,9 @@ type daemonConfig struct {
 
 // daemonFlags are the flags of `cradle daemon`, as given.
 type daemonFlags struct {
-	host, root, run, guest, pool, networks, logLevel, logFormat string
-	poolMemory                                                  opts.MemBytes
-	idleTimeout                                                 time.Duration
+	host, root, run, guest, pool, copies, networks, logLevel, logFormat string
+	poolMemory                                                          opts.MemBytes
+	idleTimeout                                                         time.Duration
 }
 
 // daemonFunc runs the daemon until ctx ends, or the daemon has reason to.
@@ -76,6 +78,7 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 	flags.StringVar(&f.guest, "guest", "", "Directory of the guest's kernel and initrd (overrides CRADLE_GUEST)")
 	flags.StringVar(&f.pool, "pool", "", `Virtual machines of each size in demand to keep ready (overrides CRADLE_POOL): a number, or "MIN-MAX" (default "2-16"), within which it follows demand; "restore": none, but start from templates; "off": every container boots its machine`)
 	flags.Var(&f.poolMemory, "pool-memory", "Host's memory for what is kept ready (default: an eighth of it)")
+	flags.StringVar(&f.copies, "pool-copies", "", `Virtual machines under software emulation (overrides CRADLE_POOL_COPIES): "auto": copied from one that is frozen, which takes less time and memory; "off": restored, each with an address space layout of its monitor's own (default "auto")`)
 	flags.StringVar(&f.networks, "networks", "", `Networks of containers (overrides CRADLE_NETWORKS): "auto": bridges of the kernel's for root, a stack of the daemon's own for others; "user": the latter for root, too; "none" (default "auto")`)
 	flags.DurationVar(&f.idleTimeout, "idle-timeout", 0, "End after so long without connections and containers (0: never)")
 	flags.StringVar(&f.logLevel, "log-level", "info", `Least level to log ("debug", "info", "warn", "error")`)
@@ -87,7 +90,7 @@ func newDaemonCommand(run daemonFunc) *cobra.Command {
 func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, error) {
 	// A flag wins over the variable of the same meaning.
 	get := func(name string) string {
-		given := map[string]string{envRoot: f.root, envRun: f.run, envGuest: f.guest, envPool: f.pool, envNetworks: f.networks}[name]
+		given := map[string]string{envRoot: f.root, envRun: f.run, envGuest: f.guest, envPool: f.pool, envCopies: f.copies, envNetworks: f.networks}[name]
 		if given != "" {
 			return given
 		}
@@ -115,6 +118,13 @@ func (f daemonFlags) config(getenv env, uid int, log io.Writer) (daemonConfig, e
 		return c, err
 	}
 	c.PoolSettings.Memory = f.poolMemory.Value()
+	switch v := get(envCopies); v {
+	case "", "auto":
+	case "off":
+		c.Apart = true
+	default:
+		return c, fmt.Errorf("invalid --pool-copies %q: it is auto or off", v)
+	}
 	switch v := get(envNetworks); v {
 	case "", "auto":
 		c.Networks = true

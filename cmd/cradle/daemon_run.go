@@ -36,7 +36,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	driver := qemu.New(qemu.Options{})
+	driver := qemu.New(qemu.Options{Apart: c.Apart})
 	accel, why := driver.Accel(ctx)
 	c.Log.Info("accelerator", "accel", accel, "why", why)
 	n, err := node.Open(ctx, node.Options{

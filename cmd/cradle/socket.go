@@ -17,6 +17,7 @@ const (
 	envRoot     = "CRADLE_ROOT"  // images, templates, state
 	envGuest    = "CRADLE_GUEST" // the guest's kernel and initrd
 	envPool     = "CRADLE_POOL"
+	envCopies   = "CRADLE_POOL_COPIES"
 	envNetworks = "CRADLE_NETWORKS"
 
 	socketName = "cradle.sock"

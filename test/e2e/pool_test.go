@@ -58,10 +58,28 @@ func (c client) awaitPool(t *testing.T, least int) {
 	}
 }
 
-// Containers that start from one template, whether warmed or restored on the spot, have nothing in common that tells
+// bothWays runs a test with virtual machines that are copied where they can be, and with ones that are restored.
+func bothWays(t *testing.T, test func(t *testing.T, c client)) {
+	for _, copies := range []string{"auto", "off"} {
+		t.Run("copies="+copies, func(t *testing.T) {
+			c := inOwn(t, "CRADLE_POOL=2", "CRADLE_POOL_COPIES="+copies)
+			test(t, c)
+			var status pool.Status
+			c.ask(t, "/cradle/v1/pool", &status)
+			for _, s := range status.Classes {
+				if copies == "off" && s.Parents != 0 {
+					t.Errorf("others are copied from %d", s.Parents)
+				}
+			}
+		})
+	}
+}
+
+// Containers that start from one template, whether warmed or made on the spot, have nothing in common that tells
 // one from another or is to be secret; and the clock is right.
-func TestNoTwoAreTheSame(t *testing.T) {
-	c := inOwn(t, "CRADLE_POOL=2")
+func TestNoTwoAreTheSame(t *testing.T) { bothWays(t, testNoTwoAreTheSame) }
+
+func testNoTwoAreTheSame(t *testing.T, c client) {
 	const script = `cat /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | md5sum; date +%s`
 	seen := map[string]bool{}
 	check := func() {
@@ -83,7 +101,7 @@ func TestNoTwoAreTheSame(t *testing.T) {
 	check() // boots
 	for range 3 {
 		c.awaitPool(t, 2)
-		for range 4 { // two that are ready, then some restored on the spot
+		for range 4 { // two that are ready, then some made on the spot
 			check()
 		}
 	}

@@ -36,11 +36,14 @@ type Options struct {
 	// CountInstructions makes one guest instruction take one nanosecond of the guest's time, under TCG: its clock then
 	// counts what it has executed, the same on every machine. For benchmarks only; it is slow.
 	CountInstructions bool
+	// Apart keeps VMs from being copied (vm.Forker): copies have one address space layout.
+	Apart bool
 }
 
 // Driver implements vm.Driver.
 type Driver struct {
 	count  bool // Options.CountInstructions
+	apart  bool // Options.Apart
 	qemu   func() (*installation, error)
 	accel  func() accelerator
 	tscKHz func() int
@@ -55,7 +58,7 @@ type installation struct {
 
 // New makes a driver. It looks at nothing yet; what it needs to know about the machine, it finds out once.
 func New(o Options) *Driver {
-	d := &Driver{count: o.CountInstructions, tscKHz: sync.OnceValue(tscKHz)}
+	d := &Driver{count: o.CountInstructions, apart: o.Apart, tscKHz: sync.OnceValue(tscKHz)}
 	d.qemu = sync.OnceValues(func() (*installation, error) { return findQEMU(o.Binary) })
 	d.accel = sync.OnceValue(d.findAccelerator)
 	return d

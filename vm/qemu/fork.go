@@ -45,7 +45,7 @@ const (
 // Forks implements vm.Forker. What emulates the processor is memory of QEMU's; KVM's virtual machines are bound to their process.
 func (d *Driver) Forks(context.Context) bool {
 	accel, err := d.choose(vm.AccelAuto)
-	return err == nil && accel == vm.AccelTCG && fork.Supported
+	return err == nil && accel == vm.AccelTCG && fork.Supported && !d.apart
 }
 
 // Freeze implements vm.Freezer.

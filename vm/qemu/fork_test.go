@@ -1,0 +1,160 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/cradlevm/cradle/vm"
+	"golang.org/x/sys/unix"
+)
+
+// filteredVariable has the test's program install copyFilter and then make the system call that it names.
+const filteredVariable = "CRADLE_QEMU_FILTERED"
+
+// What a copy must not do ends it; threads, and what any program does, it may.
+func TestCopyFilter(t *testing.T) {
+	calls := map[string]func(){
+		"nothing": func() {},
+		"getpid":  func() { unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0) },
+		"fork":    func() { unix.RawSyscall(unix.SYS_FORK, 0, 0, 0) },
+		"clone":   func() { unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0) },
+		"execve":  func() { unix.RawSyscall(unix.SYS_EXECVE, 0, 0, 0) },
+		"setuid":  func() { unix.RawSyscall(unix.SYS_SETUID, 1, 0, 0) },
+		"ptrace":  func() { unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0) },
+		"x32":     func() { unix.RawSyscall(x32|unix.SYS_GETPID, 0, 0, 0) },
+		"thread": func() { // Go makes one by clone, and waits for it
+			done := make(chan bool)
+			go func() { runtime.LockOSThread(); done <- true }()
+			<-done
+		},
+		"clone3": func() {
+			if _, _, errno := unix.RawSyscall(unix.SYS_CLONE3, 0, 0, 0); errno != unix.ENOSYS {
+				os.Exit(3)
+			}
+		},
+	}
+	if name := os.Getenv(filteredVariable); name != "" {
+		runtime.LockOSThread()
+		filter := copyFilter()
+		prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); errno != 0 {
+			t.Fatal(errno)
+		}
+		calls[name]()
+		os.Exit(0)
+	}
+	for name := range calls {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestCopyFilter$")
+		cmd.Env = append(os.Environ(), filteredVariable+"="+name)
+		out, err := cmd.CombinedOutput()
+		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		killed := status.Signaled() && status.Signal() == syscall.SIGSYS
+		switch name {
+		case "nothing", "getpid", "thread", "clone3":
+			if err != nil {
+				t.Errorf("%s: %v %s", name, err, out)
+			}
+		default:
+			if !killed {
+				t.Errorf("%s: %v, not killed for it: %s", name, err, out)
+			}
+		}
+	}
+}
+
+// A copy runs as a user of its own, without a capability, in a session of its own, traced by nobody, filtered twice, and shares
+// no socket with the VM that it is a copy of, or with its sibling.
+func TestCopyIsConfined(t *testing.T) {
+	c := guestConfig(t)
+	c.Forkable = true
+	if os.Geteuid() == 0 {
+		c.UID, c.GID = 1_900_123_400, 1_900_123_400
+	}
+	d := New(testOptions())
+	if !d.Forks(t.Context()) {
+		t.Skip("VMs cannot be copied here")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	started, err := d.Start(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer started.Kill()
+	source, err := started.(vm.Freezer).Freeze(ctx) // it has not booted: what it does then is as good as any
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	seen := sockets(t, started.PID())
+	for i := range uint32(2) {
+		own := c
+		own.Forkable, own.Dir = false, t.TempDir()
+		if os.Geteuid() == 0 {
+			own.UID, own.GID = 1_900_123_401+i, 1_900_123_401+i
+		}
+		copied, err := source.Restore(ctx, own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer copied.Kill()
+		pid := copied.PID()
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		zero := "0000000000000000"
+		wants := []string{"CapInh:\t" + zero, "CapPrm:\t" + zero, "CapEff:\t" + zero, "CapAmb:\t" + zero, "NoNewPrivs:\t1", "Seccomp_filters:\t2",
+			"TracerPid:\t0", fmt.Sprintf("NSsid:\t%d", pid), fmt.Sprintf("Groups:\t \n")}
+		if os.Geteuid() == 0 {
+			wants = append(wants, fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", own.UID), fmt.Sprintf("Gid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", own.GID))
+		} else {
+			wants = wants[:len(wants)-1]
+		}
+		for _, want := range wants {
+			if !strings.Contains(string(status), want+"\n") && !strings.Contains(string(status), want) {
+				t.Errorf("copy %d: no %q in its status:\n%s", i, want, status)
+			}
+		}
+		for s := range sockets(t, pid) {
+			if seen[s] {
+				t.Errorf("copy %d shares %s", i, s)
+			}
+			seen[s] = true
+		}
+	}
+}
+
+// sockets are those of a process, and its eventfds' ids.
+func sockets(t *testing.T, pid int) map[string]bool {
+	t.Helper()
+	all := map[string]bool{}
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil || len(paths) == 0 {
+		t.Fatal(err, len(paths))
+	}
+	for _, path := range paths {
+		if to, err := os.Readlink(path); err == nil && strings.HasPrefix(to, "socket:") {
+			all[to] = true
+		}
+		info, _ := os.ReadFile(strings.Replace(path, "/fd/", "/fdinfo/", 1))
+		for line := range strings.Lines(string(info)) {
+			if strings.HasPrefix(line, "eventfd-id:") {
+				all[line] = true
+			}
+		}
+	}
+	return all
+}
