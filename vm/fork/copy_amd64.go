@@ -104,6 +104,7 @@ func (c *copied) complete() error {
 	}{
 		{"begin a session", func() error { return c.call(unix.SYS_SETSID) }},
 		{"keep robust futexes", func() error { return c.parent.threads[0].keepRobust(t) }},
+		{"change memory", c.changeMemory},
 		{"take descriptors", c.takeFiles},
 		{"make eventfds", c.makeEventfds},
 		{"close what is the parent's", c.closeControl},
@@ -134,6 +135,15 @@ func (c *copied) call(number uintptr, args ...uint64) error {
 // put writes b to the scratch memory, at an offset.
 func (c *copied) put(offset uint64, b []byte) error {
 	return writeMemory(c.threads[0].tid, c.scratch+offset, b)
+}
+
+func (c *copied) changeMemory() error {
+	for at, b := range c.o.Memory {
+		if err := writeMemory(c.threads[0].tid, at, b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Layout of the scratch memory while a message is received: struct msghdr, struct iovec, the message's byte, control data.

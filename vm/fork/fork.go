@@ -54,6 +54,8 @@ type Options struct {
 	Parent bool
 	// Files are the descriptors of the copy that are not the parent's, by number. They stay the caller's. At most 253.
 	Files map[int]*os.File
+	// Memory is what the copy has at some addresses instead of what the parent has there.
+	Memory map[uint64][]byte
 	// UID and GID the copy runs as; 0: the parent's. The parent must have CAP_SETUID and CAP_SETGID.
 	UID, GID uint32
 	// Filter is a seccomp filter that the copy gets beside the parent's; nil: none. The parent must have no_new_privs.

@@ -33,6 +33,7 @@ type parent struct {
 	process *fork.Parent
 	form    shape
 	disks   map[string][]int // descriptors of each disk's image, by serial
+	nameAt  uint64           // address of the VM's id in the command line that ps(1) shows; 0: unknown
 }
 
 const (
@@ -85,6 +86,7 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 	if p.disks, err = m.diskDescriptors(); err != nil {
 		return nil, err
 	}
+	p.nameAt = nameAddress(m.proc.pid, m.id)
 	err = m.poll(ctx, func() (_ bool, err error) {
 		if alone, err := m.alone(); err != nil || !alone {
 			return false, err
@@ -128,6 +130,31 @@ func (m *machine) diskDescriptors() (map[string][]int, error) {
 		all[serial] = open[id]
 	}
 	return all, nil
+}
+
+// nameAddress finds the VM's id in the memory of a process where its command line is (proc(5): arg_start of /proc/PID/stat). 0 when it is not there:
+// a copy is then listed under its parent's name, and nothing else.
+func nameAddress(pid int, id string) uint64 {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return 0
+	}
+	const option = "\x00-name\x00"
+	at := strings.Index(string(line), option+id+"\x00")
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil || at < 0 {
+		return 0
+	}
+	_, rest, _ := cutLast(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 48-2 {
+		return 0
+	}
+	start, err := strconv.ParseUint(fields[48-3], 10, 64)
+	if err != nil || start == 0 {
+		return 0
+	}
+	return start + uint64(at+len(option))
 }
 
 // alone tells whether nobody is connected to QEMU: all its sockets are those that it was given.
@@ -211,6 +238,11 @@ func (p *parent) copy(c vm.Config, in *inputs, d *doors) (*process, error) {
 	o := fork.Options{Cgroup: c.Cgroup, Files: map[int]*os.File{
 		1: words, 2: words, p.launch.monitor: d.monitor, p.launch.console: d.console, p.launch.port: d.port, p.launch.record: d.record.file,
 	}}
+	if p.nameAt != 0 {
+		name := make([]byte, len(p.config.ID))
+		copy(name, c.ID)
+		o.Memory = map[uint64][]byte{p.nameAt: name}
+	}
 	if c.Forkable {
 		o.Parent, o.Files[p.launch.control] = true, in.control
 	} else {

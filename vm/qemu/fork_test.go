@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -102,6 +103,7 @@ func TestCopyIsConfined(t *testing.T) {
 	for i := range uint32(2) {
 		own := c
 		own.Forkable, own.Dir = false, t.TempDir()
+		own.ID = strings.Repeat(strconv.Itoa(int(i)), len(c.ID))
 		if os.Geteuid() == 0 {
 			own.UID, own.GID = 1_900_123_401+i, 1_900_123_401+i
 		}
@@ -127,6 +129,9 @@ func TestCopyIsConfined(t *testing.T) {
 			if !strings.Contains(string(status), want+"\n") && !strings.Contains(string(status), want) {
 				t.Errorf("copy %d: no %q in its status:\n%s", i, want, status)
 			}
+		}
+		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || !strings.Contains(string(line), "\x00-name\x00"+own.ID+"\x00") {
+			t.Errorf("copy %d is listed as %q (%v)", i, line, err)
 		}
 		for s := range sockets(t, pid) {
 			if seen[s] {
