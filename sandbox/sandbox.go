@@ -107,16 +107,21 @@ func (s *Sandbox) bringUp(ctx context.Context, known wire.Token) error {
 	s.mu.Unlock()
 	seed := make([]byte, 64)
 	rand.Read(seed)
+	now := time.Now()
 	r := api.ConfigureRequest{
 		Hostname:  s.config.Hostname,
-		UnixNanos: time.Now().UnixNano(),
+		UnixNanos: now.UnixNano(),
 		Seed:      seed,
 		MachineID: NewMachineID(),
 	}
 	if known != s.config.Token {
 		r.Token = s.config.Token[:]
 	}
-	return s.explain(client.Call(ctx, api.MethodConfigure, r, nil))
+	err = client.Call(ctx, api.MethodConfigure, r, nil)
+	if err == nil && time.Since(now) > clockError {
+		err = s.SetClock(ctx)
+	}
+	return s.explain(err)
 }
 
 // dial opens an agent session. The monitor's death ends it at once.

@@ -148,6 +148,35 @@ func TestHungGuest(t *testing.T) {
 }
 
 // Attach asks nothing of the guest: it may be paused. The first call opens the session.
+// A guest whose calls arrive late is told the time again, until it has it right; one whose calls always do is not told for ever.
+func TestLateClock(t *testing.T) {
+	const late = time.Second
+	for _, test := range []struct{ late, asked int }{{0, 1}, {1, 2}, {3, 4}, {1000, 6}} { // 6: once with all else, and clockTries
+		inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {
+			asked := 0
+			d.Fault(func(_ *sandboxtest.Machine, call *wire.Call) bool {
+				if call.Method == api.MethodConfigure {
+					if asked++; asked <= test.late {
+						time.Sleep(late)
+					}
+				}
+				return false
+			})
+			s, err := sandbox.Start(context.Background(), d, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			told := time.Unix(0, d.Running()[0].Identity().UnixNanos)
+			if behind := time.Since(told); asked != test.asked || test.late < asked && behind != 0 {
+				t.Errorf("%d late calls: the guest is told the time %d times, and is %v behind", test.late, asked, behind)
+			}
+			if err := s.Kill(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestAttach(t *testing.T) {
 	inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {
 		s := start(t, d, c, "lines", "3")

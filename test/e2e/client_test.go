@@ -41,8 +41,16 @@ func inShared(t *testing.T, program string) client {
 	return client{program, h}
 }
 
-// inOwn is a client in a house of its own, whose daemon starts on demand; the house is empty but for busybox.
+// inOwn is a client in a house of its own, whose daemon starts on demand; the house is empty but for busybox. The test runs at
+// the same time as others that have one: much of each is waiting.
 func inOwn(t *testing.T, env ...string) client {
+	t.Helper()
+	t.Parallel()
+	return inAnother(t, env...)
+}
+
+// inAnother is a client in one more house of the test's own, as inOwn's.
+func inAnother(t *testing.T, env ...string) client {
 	t.Helper()
 	if shared.missing != nil {
 		t.Skip(shared.missing)

@@ -30,8 +30,7 @@ func onTmpfs(t *testing.T, size string) (c client, run string, fill, free func()
 			t.Errorf("unmount: %v", errors.Join(err, syscall.Unmount(disk, syscall.MNT_DETACH)))
 		}
 	})
-	t.Setenv("TMPDIR", disk)
-	h, err := house.New(shared.build, "h")
+	h, err := house.NewIn(disk, shared.build, "h")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +88,7 @@ func (c client) counted(t *testing.T, name string) (numbers []int) {
 // The disk of the state fills up under a daemon and its containers: what is refused is refused in one sentence, what runs goes
 // on, and is told of what it cannot write, what is told then is true under the next daemon, and all is as ever when there is room again.
 func TestStateDiskFillsUp(t *testing.T) {
+	t.Parallel()
 	c, run, fill, free := onTmpfs(t, "400m")
 	c.ok(t, "run", "-d", "--name", "printer", "busybox", "sh", "-c", "i=0; while :; do for j in 0 1 2 3 4 5 6 7 8 9; do echo $i; i=$((i+1)); done; sleep 0.1; done")
 	c.ok(t, "run", "-d", "--name", "ending", "busybox", "sh", "-c", "while ! test -e /end; do sleep 0.1; done; exit 7")

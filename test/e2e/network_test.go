@@ -342,7 +342,7 @@ func TestTwoDaemons(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("bridge networks need root")
 	}
-	first, second := inOwn(t), inOwn(t)
+	first, second := inAnother(t), inAnother(t) // not beside others, who could have the subnet that is taken away
 	subnet := func(c client) string {
 		return c.ok(t, "network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "bridge")
 	}

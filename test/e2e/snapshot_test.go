@@ -107,7 +107,7 @@ func TestSnapshots(t *testing.T) {
 
 // A snapshot goes on in another installation that has not even its image, if it is trusted.
 func TestSnapshotTravels(t *testing.T) {
-	a, b := inOwn(t), inOwn(t)
+	a, b := inOwn(t), inAnother(t)
 	b.ok(t, "rmi", "busybox")
 	word := a.remembering(t, "source")
 	seen := map[string]string{}

@@ -23,8 +23,11 @@ type House struct {
 }
 
 // New makes an empty house below a directory with this prefix.
-func New(b Build, prefix string) (*House, error) {
-	dir, err := os.MkdirTemp("", prefix)
+func New(b Build, prefix string) (*House, error) { return NewIn("", b, prefix) }
+
+// NewIn is New below another directory than the one for temporary files.
+func NewIn(parent string, b Build, prefix string) (*House, error) {
+	dir, err := os.MkdirTemp(parent, prefix)
 	if err != nil {
 		return nil, err
 	}
