@@ -3,7 +3,8 @@
 // # Format
 //
 // A log is a directory of files named by ascending 16-digit numbers, "0000000000000001.log"; the last one is written, the
-// others are finished. A file is a header and records, all numbers little-endian:
+// others are finished. The first one, and the directory, are made when there is something to say: most containers that are
+// quick say nothing. A file is a header and records, all numbers little-endian:
 //
 //	header   "cradlog1", uint64 journal offset, uint32 streams whose line is open (bits), uint32 CRC-32C of those
 //	record   uint32 length n, uint32 CRC-32C of what follows up to the output's end, int64 Unix nanoseconds,
@@ -67,18 +68,19 @@ type Log struct {
 	maxFiles int
 
 	mu     sync.Mutex
-	file   *os.File
-	first  uint64 // number of the oldest file
-	last   uint64 // number of the file in use
-	size   int64  // of the file in use: what readers may read
-	torn   bool   // there may be more in it than size, which is to be cut off before anything is appended
+	file   *os.File // nil before the first
+	first  uint64   // number of the oldest file
+	last   uint64   // number of the file in use
+	size   int64    // of the file in use: what readers may read
+	torn   bool     // there may be more in it than size, which is to be cut off before anything is appended
 	state  state
 	closed bool
 	grown  chan struct{} // closed when size, last or closed changes; nil when nobody waits
 	buf    []byte
 }
 
-// Open opens the log in dir, making it when there is none, and cuts a torn tail off. A log is open for writing once.
+// Open opens the log in dir and cuts a torn tail off. Where there is none, its first output makes it, in a directory that is
+// there. A log is open for writing once.
 func Open(dir string, o Options) (*Log, error) {
 	l := &Log{dir: dir, maxSize: o.MaxSize, maxFiles: o.MaxFiles}
 	if l.maxSize <= 0 {
@@ -86,9 +88,6 @@ func Open(dir string, o Options) (*Log, error) {
 	}
 	if l.maxFiles <= 0 {
 		l.maxFiles = DefaultMaxFiles
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
 	}
 	if err := l.recover(); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
@@ -101,12 +100,12 @@ func Open(dir string, o Options) (*Log, error) {
 func (l *Log) recover() error {
 	for {
 		numbers, err := list(l.dir)
-		if err != nil {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		if len(numbers) == 0 {
 			l.first = 1
-			return l.begin(1)
+			return nil
 		}
 		n := numbers[len(numbers)-1]
 		f, s, size, err := openTail(l.path(n))
@@ -183,7 +182,15 @@ func openTail(path string) (*os.File, state, int64, error) {
 
 // begin makes file n the one in use. On error the one before stays.
 func (l *Log) begin(n uint64) error {
-	f, err := os.OpenFile(l.path(n), os.O_RDWR|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o600)
+	open := func() (*os.File, error) {
+		return os.OpenFile(l.path(n), os.O_RDWR|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o600)
+	}
+	f, err := open()
+	if n == 1 && errors.Is(err, os.ErrNotExist) {
+		if err = os.Mkdir(l.dir, 0o700); err == nil {
+			f, err = open()
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -243,6 +250,14 @@ func (l *Log) append(stream byte, data []byte, at time.Time, nextOffset uint64) 
 	defer l.mu.Unlock()
 	if l.closed {
 		return ErrClosed
+	}
+	if l.file == nil {
+		if len(data) == 0 && nextOffset == 0 { // as it is without a word
+			return nil
+		}
+		if err := l.begin(1); err != nil {
+			return fmt.Errorf("begin log: %w", err)
+		}
 	}
 	if l.torn {
 		if err := l.file.Truncate(l.size); err != nil {
@@ -313,6 +328,9 @@ func (l *Log) Sync() error {
 	if l.closed {
 		return ErrClosed
 	}
+	if l.file == nil {
+		return nil
+	}
 	if err := l.file.Sync(); err != nil {
 		return fmt.Errorf("sync log: %w", err)
 	}
@@ -333,6 +351,9 @@ func (l *Log) finish() error {
 	}
 	l.closed = true
 	l.wake()
+	if l.file == nil {
+		return nil
+	}
 	return l.file.Close()
 }
 

@@ -436,3 +436,52 @@ func TestTornAppend(t *testing.T) {
 		t.Errorf("opened again, it reads %q", got)
 	}
 }
+
+// A process that says nothing leaves nothing; who follows it hears its first word.
+func TestSilence(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	l := open(t, dir, Options{})
+	if err := errors.Join(l.Restart(time.Now()), l.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	read := func(o ReadOptions) (got string) {
+		t.Helper()
+		o.Stdout = true
+		if err := l.Read(t.Context(), o, func(r Record) error {
+			got += string(r.Data)
+			return l.Close() // which ends who follows
+		}); err != nil {
+			t.Error(err)
+		}
+		return got
+	}
+	for _, tail := range []int{-1, 0, 1} {
+		if got := read(ReadOptions{Tail: tail}); got != "" {
+			t.Errorf("it says %q", got)
+		}
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left: %v", err)
+	}
+	heard := make(chan string)
+	go func() { heard <- read(ReadOptions{Tail: -1, Follow: true}) }()
+	if err := l.Append(api.Stdout, []byte("word\n"), time.Now(), 5); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-heard; got != "word\n" {
+		t.Errorf("it says %q", got)
+	}
+	if l = open(t, dir, Options{}); l.Offset() != 5 {
+		t.Errorf("offset %d", l.Offset())
+	}
+	l.Close()
+	// Of a container that is removed nothing comes back.
+	l = open(t, filepath.Join(dir, "gone", "log"), Options{})
+	if err := l.Append(api.Stdout, []byte("word\n"), time.Now(), 5); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	l.Close()
+	if got := read(ReadOptions{Tail: -1, Follow: true}); got != "" {
+		t.Errorf("it says %q", got)
+	}
+}

@@ -64,6 +64,9 @@ func (r *reader) run(ctx context.Context) error {
 	for i := range r.started {
 		r.started[i] = true
 	}
+	if there, err := r.log.await(r.o.Follow); err != nil || !there {
+		return err
+	}
 	if err := r.seek(ctx); err != nil {
 		return err
 	}
@@ -94,6 +97,19 @@ func (r *reader) run(ctx context.Context) error {
 		}
 	}
 	return r.damage
+}
+
+// await tells whether there is a file to read, and makes it for a reader who stays until there is something in it.
+func (l *Log) await(follow bool) (bool, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file != nil || l.closed || !follow {
+		return l.file != nil, nil
+	}
+	if err := l.begin(1); err != nil {
+		return false, fmt.Errorf("begin log: %w", err)
+	}
+	return true, nil
 }
 
 // further is called where everything known to be there has been read: it finds out whether there is more by now, goes
