@@ -14,7 +14,7 @@ func share(t *testing.T, c client) {
 	c.ok(t, "network", "create", "web")
 	c.ok(t, append([]string{"run", "-d", "--name", "owner", "--hostname", "www", "--network", "web", "-p", "127.0.0.1::80"}, serve("owner")...)...)
 	c.ok(t, "run", "-d", "--name", "side", "--network", "container:owner", "-m", "64m", "busybox", "sh", "-c",
-		"echo kept >/kept; echo line; while :; do echo side | nc -l -p 81; done")
+		"test -e /kept || echo kept >/kept; echo line; while :; do echo side | nc -l -p 81; done")
 	if got := c.fetchFrom(t, "side", "127.0.0.1"); got != "owner" {
 		t.Errorf("from side: %q", got)
 	}
