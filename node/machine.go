@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/cradlevm/cradle/api"
@@ -49,6 +48,22 @@ func (c *ctr) recordMachine(config sandbox.Config) error {
 	return c.change(func(r *record) { r.Sandbox, r.Booting = &config, true })
 }
 
+// adoptMachine is recordMachine of a VM that the pool had ready. Until a record says whose it is it is nobody's, and a daemon that
+// starts ends it: it does not have to be written down before the container runs. It is where that costs next to nothing, since
+// one that is to be removed at its end is then removed by the next daemon, although it never ran.
+func (c *ctr) adoptMachine(config sandbox.Config) error {
+	c.mu.Lock()
+	lasting := !c.rec.fleets()
+	if lasting {
+		c.rec.Sandbox, c.rec.Booting = &config, true
+	}
+	c.mu.Unlock()
+	if lasting {
+		return nil
+	}
+	return c.recordMachine(config)
+}
+
 // unrecordMachine takes recordMachine back.
 func (c *ctr) unrecordMachine() error {
 	return c.change(func(r *record) { r.Sandbox, r.Booting = nil, false })
@@ -63,13 +78,11 @@ func (c *ctr) adopt(ctx context.Context, p *plan, r *pool.Ready, undo *undoStack
 	steps.push("record", c.unrecordMachine)
 	steps.push("virtual machine's things", func() error { return c.node.freeMachine(mine.VM) })
 	steps.push("virtual machine", r.Sandbox.Kill)
-	// The record may be late: until it is there, nobody owns the VM, and a daemon that starts ends it.
-	var recorded error
-	var all sync.WaitGroup
-	all.Go(func() { recorded = c.recordMachine(mine) })
-	err := c.giveDisks(ctx, p, r)
-	all.Wait()
-	if err = errors.Join(err, recorded); err != nil {
+	err := c.adoptMachine(mine)
+	if err == nil {
+		err = c.giveDisks(ctx, p, r)
+	}
+	if err != nil {
 		steps.run(c.node.options.Log.With("container", c.id))
 		return err
 	}

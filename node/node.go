@@ -16,7 +16,8 @@
 // A container's lifecycle changes (start, remove, rename) take its op lock one at a time; mu guards its fields and
 // is never held across anything slow. Each start makes a run: a VM, the goroutine that follows it (follow.go),
 // and the end of both. A record that names a sandbox means that a VM may exist: it is written before the VM is
-// made and cleared after it has gone, so that a daemon that starts knows what an earlier one left.
+// made and cleared after it has gone, so that a daemon that starts knows what an earlier one left. A VM of the pool's is
+// nobody's, and ended by a daemon that starts, until the record of a running container names it.
 package node
 
 import (
