@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cradlevm/cradle/network/bpf"
 	"github.com/cradlevm/cradle/network/egress"
@@ -24,6 +25,7 @@ type kernel struct {
 	spares   *spares
 	watching *watch
 	lost     func(endpoint string) bool // Options.Lost
+	waiting  atomic.Bool                // a network is blocked
 }
 
 func newKernel(n *Networks, o Options) (*kernel, error) {
@@ -116,6 +118,7 @@ func (n *kernel) bringBack(net *network) error {
 		}
 	}
 	if net.blocked = inTheWay(&net.Network); net.blocked != nil {
+		n.waiting.Store(true)
 		return net.blocked
 	}
 	return n.ensure(net)

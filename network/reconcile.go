@@ -156,6 +156,7 @@ func (n *kernel) removeTAPs(names []string, r *Report) error {
 // nobody touches by accident and what takes long: the programs on every TAP, the firewall element by element.
 func (n *kernel) repair(r *Report, thorough bool) error {
 	var errs []error
+	n.waiting.Store(false)
 	v6 := false
 	routed := false
 	for _, net := range n.networks {

@@ -1,16 +1,15 @@
 package network
 
 import (
+	"encoding/binary"
 	"errors"
-	"net"
 	"os"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/cradlevm/cradle/network/dump"
 )
 
 // settle is how long changes are let gather before they are looked at: a reload of a firewall is many messages.
@@ -19,12 +18,23 @@ const settle = 200 * time.Millisecond
 // rtnlgrpLink and nfnlgrpNFTables are the groups of netlink that tell of interfaces and of nftables.
 const rtnlgrpLink, nfnlgrpNFTables = 1, 7
 
-// watch listens for changes of interfaces and rules by whomever, and has them repaired.
+// watch listens for changes of interfaces and rules of ours by whomever, and has them repaired.
 type watch struct {
 	stop    chan struct{}
-	poke    chan struct{}
+	poke    chan struct{} // there are changes
 	sockets []*os.File
 	running sync.WaitGroup
+
+	mu   sync.Mutex
+	seen changes
+}
+
+// changes are what is to be looked at. A host has many interfaces, of which few are ours, and rules of others' change, too.
+type changes struct {
+	links map[string]bool // interfaces, by name
+	rules bool
+	all   bool            // it is not known what has changed
+	lost  map[string]bool // endpoints, to be looked for again
 }
 
 // startWatching is called with n.mu held. Without the kernel's messages there is a look every minute only.
@@ -40,7 +50,7 @@ func (n *kernel) startWatching() {
 			continue
 		}
 		w.sockets = append(w.sockets, socket)
-		w.running.Go(func() { w.listen(socket) })
+		w.running.Go(func() { n.listen(w, socket) })
 	}
 	w.running.Go(func() { n.keepRepaired(w) })
 	n.watching = w
@@ -65,11 +75,20 @@ func (n *kernel) stopWatching() {
 // poke has the watch look soon. It is called with n.mu held.
 func (n *kernel) poke() {
 	if n.watching != nil {
-		n.watching.wake()
+		n.watching.wake(changes{all: true})
 	}
 }
 
-func (w *watch) wake() {
+func (w *watch) wake(c changes) {
+	w.mu.Lock()
+	if w.seen.links == nil {
+		w.seen.links = map[string]bool{}
+	}
+	for name := range c.links {
+		w.seen.links[name] = true
+	}
+	w.seen.rules, w.seen.all = w.seen.rules || c.rules, w.seen.all || c.all
+	w.mu.Unlock()
 	select {
 	case w.poke <- struct{}{}:
 	default:
@@ -92,23 +111,81 @@ func subscribe(protocol, group int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
-// listen wakes the watch at every message, whatever it says: what is the case is found by looking. That messages were lost
-// is a message too.
-func (w *watch) listen(socket *os.File) {
+// take is what has changed since the last time.
+func (w *watch) take() changes {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := w.seen
+	w.seen = changes{}
+	return c
+}
+
+// listen wakes the watch at every message that is about what is ours, whatever it says: what is the case is found by looking. That
+// messages were lost is a message too.
+func (n *kernel) listen(w *watch, socket *os.File) {
 	buf := make([]byte, 1<<16)
 	for {
-		_, err := socket.Read(buf)
+		k, err := socket.Read(buf)
 		if err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return // closed
 		}
-		w.wake()
+		c := changes{all: err != nil}
+		if err == nil {
+			c = n.changesIn(buf[:k])
+		}
+		if c.all || c.rules || len(c.links) > 0 {
+			w.wake(c)
+		}
 	}
+}
+
+// changesIn are the changes of what is ours that messages of the kernel tell of. While a network waits for somebody else's
+// interface to go, that may be any.
+func (n *kernel) changesIn(b []byte) changes {
+	c := changes{links: map[string]bool{}}
+	messages, err := syscall.ParseNetlinkMessage(b)
+	if err != nil {
+		return changes{all: true}
+	}
+	for _, m := range messages {
+		switch {
+		case m.Header.Type>>8 == unix.NFNL_SUBSYS_NFTABLES && len(m.Data) >= nfgenmsg:
+			c.rules = c.rules || attribute(m.Data[nfgenmsg:], tableName) == n.firewall.table
+		case (m.Header.Type == unix.RTM_NEWLINK || m.Header.Type == unix.RTM_DELLINK) && len(m.Data) >= unix.SizeofIfInfomsg:
+			attributes := m.Data[unix.SizeofIfInfomsg:]
+			name := attribute(attributes, unix.IFLA_IFNAME)
+			if strings.HasPrefix(name, n.links.tapPrefix) || attribute(attributes, unix.IFLA_IFALIAS) == n.links.alias {
+				c.links[name] = true
+			}
+			c.all = c.all || n.waiting.Load()
+		}
+	}
+	return c
+}
+
+// nfgenmsg is the size of what nftables' messages begin with, bytes; tableName is the attribute with the table's name in all that
+// are about what is in a table.
+const nfgenmsg, tableName = 4, 1
+
+// attribute reads a string from a message's attributes; empty when it is not there.
+func attribute(b []byte, kind uint16) string {
+	for len(b) >= unix.SizeofNlAttr {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofNlAttr || size > len(b) {
+			return ""
+		}
+		if binary.NativeEndian.Uint16(b[2:])&0x3fff == kind {
+			return strings.TrimRight(string(b[unix.SizeofNlAttr:size]), "\x00")
+		}
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return ""
 }
 
 func (n *kernel) keepRepaired(w *watch) {
 	slow := time.NewTicker(time.Minute)
 	defer slow.Stop()
-	told := map[string]bool{} // endpoints that were lost
+	lost := map[string]bool{} // endpoints, and whether somebody was told
 	complaint := ""           // the last one: what is in the way stays there for long
 	for {
 		thorough := false
@@ -125,7 +202,9 @@ func (n *kernel) keepRepaired(w *watch) {
 			}
 		}
 		var r Report
-		err := n.look(&r, thorough)
+		c := w.take()
+		c.lost = lost
+		err := n.look(&r, c, thorough)
 		if err == nil {
 			complaint = ""
 		} else if err.Error() != complaint {
@@ -136,60 +215,9 @@ func (n *kernel) keepRepaired(w *watch) {
 			n.log.Warn("somebody has changed the host's network; ours is repaired", "made", r.Made)
 		}
 		for _, id := range r.Lost {
-			if !told[id] && n.lost != nil {
-				told[id] = n.lost(id)
+			if !lost[id] && n.lost != nil {
+				lost[id] = n.lost(id)
 			}
 		}
 	}
-}
-
-// look repairs what is wrong. Most changes are our own, and nobody is to wait for a look at them: it is had without the lock.
-func (n *kernel) look(r *Report, thorough bool) error {
-	n.mu.Lock()
-	h := n.hostState()
-	n.mu.Unlock()
-	intact := len(h.networks) == 0 || n.firewall.intact(h)
-	all, err := dump.Whole(netlink.LinkList)
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	byName := map[string]netlink.Link{}
-	for _, l := range all {
-		byName[l.Attrs().Name] = l
-	}
-	if thorough || !intact || !n.linked(byName) {
-		err = n.repair(r, thorough)
-	}
-	if !intact && !thorough {
-		err = errors.Join(err, n.repairFirewall(r))
-	}
-	r.Lost = nil
-	for _, e := range n.endpoints {
-		if byName[e.TAP] == nil && !linkExists(e.TAP) { // nor was it made after the list
-			r.Lost = append(r.Lost, e.ID)
-		}
-	}
-	return err
-}
-
-// linked tells whether all bridges are up, and all TAPs on theirs.
-func (n *kernel) linked(byName map[string]netlink.Link) bool {
-	for _, k := range n.networks {
-		if len(k.Subnets) == 0 {
-			continue
-		}
-		b := byName[k.Bridge]
-		if b == nil || b.Attrs().Alias != n.links.alias || b.Attrs().Flags&net.FlagUp == 0 {
-			return false
-		}
-	}
-	for _, e := range n.endpoints {
-		k, tap := n.networks[e.Network], byName[e.TAP]
-		if tap != nil && !connected(&k.Network, tap, byName[k.Bridge]) {
-			return false
-		}
-	}
-	return true
 }
