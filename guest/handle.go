@@ -12,7 +12,6 @@ import (
 
 // Handle answers one call. Nothing a call contains can end the agent: a panic is an internal error.
 func (a *Agent) Handle(c *wire.Call) {
-	makeRoom()
 	defer func() {
 		if p := recover(); p != nil {
 			fmt.Printf("cradle-init: %.32q: panic: %v\n%s", c.Method, p, debug.Stack())
@@ -168,8 +167,8 @@ func (a *Agent) streamStart(c *wire.Call) {
 		c.Fail(err)
 		return
 	}
-	cut := p.takeOutput()
-	if c.Reply(started) == nil && p.serveOutput(c.Context, 0, cut, c.Stream) {
+	turn := p.takeOutput()
+	if c.Reply(started) == nil && p.serveOutput(c.Context, 0, turn, c.Stream) {
 		a.forget(ref)
 	}
 }
@@ -258,8 +257,8 @@ func (a *Agent) stream(c *wire.Call) {
 		}
 		return
 	}
-	cut := p.takeOutput()
-	if c.Reply(api.OutputResult{Offset: r.Offset}) == nil && p.serveOutput(c.Context, r.Offset, cut, c.Stream) {
+	turn := p.takeOutput()
+	if c.Reply(api.OutputResult{Offset: r.Offset}) == nil && p.serveOutput(c.Context, r.Offset, turn, c.Stream) {
 		a.forget(&r.ProcessRef)
 	}
 }

@@ -16,36 +16,39 @@ type outputStream interface {
 }
 
 // takeOutput makes the caller the one who serves the output, before the host hears that it does: the host may ask again
-// at once, and the last to ask has it. What it returns is closed when somebody else has taken over.
-func (p *process) takeOutput() (cut <-chan struct{}) {
+// at once, and the last to ask has it. The turn that it returns is closed when it is over.
+func (p *process) takeOutput() (turn chan struct{}) {
 	p.outMu.Lock()
 	defer p.outMu.Unlock()
-	if p.outCut != nil {
-		close(p.outCut)
+	if p.turn != nil {
+		close(p.turn)
 	}
-	p.outCut = make(chan struct{})
-	return p.outCut
+	p.turn = make(chan struct{})
+	return p.turn
+}
+
+// endOutput ends a turn, if it is not over; with nil whosever it is.
+func (p *process) endOutput(turn chan struct{}) {
+	p.outMu.Lock()
+	defer p.outMu.Unlock()
+	if p.turn != nil && (turn == nil || turn == p.turn) {
+		close(p.turn)
+		p.turn = nil
+	}
 }
 
 // serveOutput sends the journal from an offset on, then how the process ended, and takes acknowledgements. It returns
-// when the host has no more to say, and whether it has said that the process may be forgotten. cut is takeOutput's.
-func (p *process) serveOutput(ctx context.Context, at uint64, cut <-chan struct{}, stream outputStream) bool {
+// when the host has no more to say, and whether it has said that the process may be forgotten. turn is takeOutput's.
+func (p *process) serveOutput(ctx context.Context, at uint64, turn chan struct{}, stream outputStream) bool {
 	acks, forget := make(chan struct{}), false
-	give := make(chan struct{})
 	go func() {
 		defer close(acks)
+		makeWaitRoom()
 		forget = p.takeAcks(stream)
+		p.endOutput(turn)
 	}()
-	go func() {
-		defer close(give)
-		select {
-		case <-cut:
-		case <-acks:
-		case <-ctx.Done():
-		case <-p.gone:
-		}
-	}()
-	if p.sendJournal(at, stream, give) != nil {
+	defer context.AfterFunc(ctx, func() { p.endOutput(turn) })()
+	if p.sendJournal(at, stream, turn) != nil {
 		return false
 	}
 	select {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cradlevm/cradle/api"
@@ -30,8 +31,11 @@ type process struct {
 	pidfd  int
 	status api.ExitStatus
 
-	outMu  sync.Mutex
-	outCut chan struct{} // closed to end the current MethodOutput
+	// left counts what is still to come for the journal: the ends of the output's streams, and the exit.
+	left atomic.Int32
+
+	outMu sync.Mutex
+	turn  chan struct{} // closed to end the current MethodOutput; nil without one
 }
 
 func newProcess(s *stdio) *process {
@@ -39,7 +43,11 @@ func newProcess(s *stdio) *process {
 		io: s, journal: newJournal(), exited: make(chan struct{}), gone: make(chan struct{}),
 		stdinTurn: make(chan struct{}, 1), pidfd: -1,
 	}
-	p.forget = sync.OnceFunc(func() { close(p.gone) })
+	p.left.Store(1 + int32(len(s.outputs())))
+	p.forget = sync.OnceFunc(func() {
+		close(p.gone)
+		p.endOutput(nil)
+	})
 	return p
 }
 
@@ -57,11 +65,22 @@ func (p *process) run(r *reaper, start func() (pid, pidfd int, err error)) error
 		p.io.closeParent()
 		return err
 	}
-	go func() {
-		p.io.pump(p.journal, p.exited, p.gone)
-		p.io.closeParent()
-	}()
+	for i, f := range p.io.outputs() {
+		go func() {
+			makeWaitRoom()
+			pump(f, api.Stdout+byte(i), p.journal, p.gone)
+			p.ended()
+		}()
+	}
 	return nil
+}
+
+// ended is called when one of those that are left has come. The journal is complete after the last one.
+func (p *process) ended() {
+	if p.left.Add(-1) == 0 {
+		p.journal.close()
+		p.io.closeParent()
+	}
 }
 
 // exit is called by the reaper.
@@ -81,6 +100,11 @@ func (p *process) exit(ws unix.WaitStatus) {
 	}
 	p.mu.Unlock()
 	close(p.exited)
+	// The process's own exit ends its output, though a background process may still hold the pipe.
+	for _, f := range p.io.outputs() {
+		f.SetReadDeadline(time.Unix(1, 0))
+	}
+	p.ended()
 }
 
 // id is the process's id in the agent's PID namespace.

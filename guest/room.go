@@ -2,23 +2,19 @@ package guest
 
 import "runtime"
 
-// stackRoom is what a call and the start of a process need of a goroutine's stack, in bytes, with some to spare.
-const stackRoom = 12 << 10
+// waitRoom is what it takes of a goroutine's stack to read a stream and to pass on what comes, in bytes.
+const waitRoom = 2 << 10
 
-// makeRoom has the calling goroutine's stack grow at once to what it will need. It would grow there by doubling, and each
-// time what is on it is copied frame by frame, which cost an emulated guest half of all that a small call did; a stack
-// with two frames on it is copied for next to nothing.
-func makeRoom() { reserve(false) }
+// makeWaitRoom is wire.MakeRoom for a goroutine that only waits for bytes.
+func makeWaitRoom() { reserve(false) }
 
-// reserve needs a frame of stackRoom; only if asked it is written to.
-//
 //go:noinline
 func reserve(use bool) {
 	if use {
-		var room [stackRoom]byte
+		var room [waitRoom]byte
 		fill(&room)
 	}
 }
 
 //go:noinline
-func fill(room *[stackRoom]byte) { runtime.KeepAlive(room) }
+func fill(room *[waitRoom]byte) { runtime.KeepAlive(room) }

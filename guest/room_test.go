@@ -3,24 +3,31 @@ package guest
 import (
 	"testing"
 	"unsafe"
+
+	"github.com/cradlevm/cradle/api/wire"
 )
 
-// TestMakeRoom: after it, a goroutine's stack is where it is to stay. A number does not follow when a stack moves; without
-// makeRoom the two differ.
+// TestMakeRoom: after it, a goroutine's stack is where it is to stay. A number does not follow when a stack moves; without room
+// the two differ.
 func TestMakeRoom(t *testing.T) {
 	moved := make(chan bool)
-	for _, roomy := range []bool{true, false} {
+	for _, c := range []struct {
+		make  func()
+		use   func()
+		moves bool
+	}{
+		{wire.MakeRoom, func() { deep(3) }, false}, {func() {}, func() { deep(3) }, true},
+		{makeWaitRoom, func() { shallow() }, false}, {func() {}, func() { shallow() }, true},
+	} {
 		go func() {
-			if roomy {
-				makeRoom()
-			}
+			c.make()
 			var here byte
 			before := uintptr(unsafe.Pointer(&here))
-			deep(3)
+			c.use()
 			moved <- before != uintptr(unsafe.Pointer(&here))
 		}()
-		if got := <-moved; got == roomy {
-			t.Errorf("makeRoom called: %v, the stack moved: %v", roomy, got)
+		if got := <-moved; got != c.moves {
+			t.Errorf("%+v: the stack moved: %v", c, got)
 		}
 	}
 }
@@ -32,6 +39,16 @@ func deep(n int) (sum int) {
 	if n > 1 {
 		sum = deep(n - 1)
 	}
+	for _, b := range &frame {
+		sum += int(b)
+	}
+	return sum
+}
+
+//go:noinline
+func shallow() (sum int) {
+	var frame [1800]byte
+	frame[1] = 1
 	for _, b := range &frame {
 		sum += int(b)
 	}

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"sync"
-	"time"
 
 	"github.com/cradlevm/cradle/api"
 	"golang.org/x/sys/unix"
@@ -122,26 +120,17 @@ func (s *stdio) closeParent() {
 	}
 }
 
-// pump moves what the process writes into its journal until the other ends are closed or, once exited is closed,
-// nothing is left. It returns when the journal is complete.
-func (s *stdio) pump(j *journal, exited, give <-chan struct{}) {
-	var all sync.WaitGroup
-	all.Go(func() { pumpFile(s.out, api.Stdout, j, exited, give) })
-	if s.err != nil {
-		all.Go(func() { pumpFile(s.err, api.Stderr, j, exited, give) })
+// outputs are stdout, or the terminal, and stderr, if it is another one.
+func (s *stdio) outputs() []*os.File {
+	if s.err == nil {
+		return []*os.File{s.out}
 	}
-	// The process's own exit ends its output, though a background process may still hold the pipe.
-	<-exited
-	for _, f := range []*os.File{s.out, s.err} {
-		if f != nil {
-			f.SetReadDeadline(time.Unix(1, 0))
-		}
-	}
-	all.Wait()
-	j.close()
+	return []*os.File{s.out, s.err}
 }
 
-func pumpFile(f *os.File, stream byte, j *journal, exited, give <-chan struct{}) {
+// pump moves what the process writes to a stream into its journal until the other ends are closed or, once a read deadline
+// has passed, nothing is left.
+func pump(f *os.File, stream byte, j *journal, give <-chan struct{}) {
 	buf := make([]byte, 2<<10)
 	for {
 		n, err := f.Read(buf)

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/api/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,7 +51,7 @@ func (t *thread) run() {
 
 func (t *thread) loop() {
 	defer close(t.done)
-	makeRoom()
+	wire.MakeRoom()
 	for {
 		select {
 		case f := <-t.work:

@@ -325,6 +325,7 @@ func Serve(conn net.Conn, handle func(*Call)) error {
 		}
 		calls.Add(1)
 		go func() {
+			MakeRoom()
 			defer calls.Done()
 			defer s.Close()
 			req, err := readRequest(s)

@@ -99,7 +99,7 @@ func Start(s *Spec) (pid, pidfd int, err error) {
 
 // build writes the program. The order matters: first what needs privileges, then giving them up, the filter last.
 func build(s *Spec) *program {
-	p := &program{}
+	p := newProgram()
 	p.add("setsid", unix.SYS_SETSID)
 	p.stdio(s)
 	p.places(s)

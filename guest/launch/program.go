@@ -28,6 +28,13 @@ type program struct {
 	err   error
 }
 
+// usual is how many steps, and pieces of memory, a program mostly has at most.
+const usual = 32
+
+func newProgram() *program {
+	return &program{steps: make([]step, 0, usual), names: make([]string, 0, usual), keep: make([]any, 0, usual)}
+}
+
 // link hands the result of one step to a later one as its first argument.
 type link struct{ from, to int }
 
