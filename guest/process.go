@@ -1,8 +1,10 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,16 +125,32 @@ func (p *process) running() bool {
 	}
 }
 
-// dead tells whether the process has exited, be it that the reaper has not come to it yet.
-func (p *process) dead() bool {
+// exiting is PF_EXITING of the kernel's linux/sched.h.
+const exiting = 4
+
+// ending tells whether the process exits or has exited, be it that the reaper has not come to it yet. The first of a PID
+// namespace is no zombie before all others there are gone, but takes no new ones meanwhile. proc is a descriptor of /proc.
+func (p *process) ending(proc int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.pidfd < 0 {
 		return true
 	}
-	fds := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
-	n, _ := unix.Poll(fds, 0)
-	return n > 0
+	fd, err := unix.Openat(proc, strconv.Itoa(p.pid)+"/stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err == unix.ENOENT
+	}
+	defer unix.Close(fd)
+	var b [4096]byte
+	n, _ := unix.Read(fd, b[:])
+	// The name is in parentheses and may contain any byte; the flags are the seventh field after it.
+	stat := b[:max(0, n)]
+	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(f) < 7 {
+		return false
+	}
+	flags, _ := strconv.ParseUint(string(f[6]), 10, 64)
+	return flags&exiting != 0
 }
 
 // wait answers once the process has exited.

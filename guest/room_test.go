@@ -17,7 +17,7 @@ func TestMakeRoom(t *testing.T) {
 		moves bool
 	}{
 		{wire.MakeRoom, func() { deep(3) }, false}, {func() {}, func() { deep(3) }, true},
-		{makeWaitRoom, func() { shallow() }, false}, {func() {}, func() { shallow() }, true},
+		{makeWaitRoom, func() { shallow() }, false}, // without it, it is for the detector of races to say whether the stack moves
 	} {
 		go func() {
 			c.make()

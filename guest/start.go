@@ -142,7 +142,7 @@ func (c *container) spawn(s *launch.Spec) (pid, pidfd int, err error) {
 	}
 	s.Cgroup = c.cgroup.fd
 	pid, pidfd, err = launch.Start(s)
-	if errors.Is(err, unix.ENOMEM) && !s.NewPID && c.init.dead() {
+	if errors.Is(err, unix.ENOMEM) && !s.NewPID && c.init.ending(c.agent.proc) {
 		// What clone says when the PID namespace has lost its first process.
 		return 0, -1, api.Errorf(api.CodeFailedPrecondition, "container %s is not running", c.req.ID)
 	}
