@@ -141,6 +141,9 @@ func (g *Guards) SetPolicy(ifindex int, p egress.Policy) error {
 	return nil
 }
 
+// maxClean bounds what is remembered of devices, most of which are gone some day.
+const maxClean = 4096
+
 func (g *Guards) isClean(ifindex int) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -151,6 +154,9 @@ func (g *Guards) setClean(ifindex int, clean bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if clean {
+		if len(g.clean) >= maxClean {
+			clear(g.clean)
+		}
 		g.clean[ifindex] = true
 	} else {
 		delete(g.clean, ifindex)
