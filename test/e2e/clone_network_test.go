@@ -30,8 +30,9 @@ func cloneOnNetwork(t *testing.T, c client) {
 		c.do(t, nil, append([]string{"rm", "-f", name, friend}, clones...)...)
 		c.do(t, nil, "network", "rm", net)
 	})
-	c.ok(t, "network", "create", "--subnet", "10.212.0.0/24", net)
-	c.ok(t, append([]string{"run", "-d", "--name", name, "--network", net, "--ip", "10.212.0.77", "--network-alias", "store",
+	subnet := ownSubnet(212)
+	c.ok(t, "network", "create", "--subnet", subnet+".0/24", net)
+	c.ok(t, append([]string{"run", "-d", "--name", name, "--network", net, "--ip", subnet + ".77", "--network-alias", "store",
 		"-p", "127.0.0.1::80"}, serve("served")...)...)
 	c.ok(t, "run", "-d", "--name", friend, "--network", net, "busybox", "sleep", "1000")
 	if got := fetch(t, c.ok(t, "port", name, "80")); got != "served" {
@@ -57,7 +58,7 @@ func cloneOnNetwork(t *testing.T, c client) {
 		if got := fetch(t, port); got != box {
 			t.Errorf("the published port of %s: %q", box, got)
 		}
-		if hosts := c.ok(t, "exec", box, "cat", "/etc/hosts"); !strings.Contains(hosts, ip+"\t") || box != name && strings.Contains(hosts, "10.212.0.77") {
+		if hosts := c.ok(t, "exec", box, "cat", "/etc/hosts"); !strings.Contains(hosts, ip+"\t") || box != name && strings.Contains(hosts, subnet+".77") {
 			t.Errorf("%s, at %s, has in /etc/hosts\n%s", box, ip, hosts)
 		}
 	}

@@ -47,6 +47,10 @@ func (c client) fetchFrom(t *testing.T, container, at string) string {
 	return c.ok(t, "exec", container, "sh", "-c", "for i in $(seq 100); do wget -qO- http://"+at+"/x 2>/dev/null && exit; sleep 0.1; done; exit 1")
 }
 
+// ownSubnet is the first three bytes of a subnet of 256 addresses that tests running on this host at the same time do not have. Each
+// test that needs one has another second byte.
+func ownSubnet(second int) string { return fmt.Sprintf("10.%d.%d", second, os.Getpid()%256) }
+
 // Containers of a network find each other by name and alias; those of another do not reach them; ports are published.
 func TestNetworks(t *testing.T) { both(t, networks) }
 
@@ -58,14 +62,15 @@ func networks(t *testing.T, c client) {
 		c.do(t, nil, "rm", "-f", server, friend, stranger)
 		c.do(t, nil, "network", "rm", one, other)
 	})
-	c.ok(t, "network", "create", "--subnet", "10.211.0.0/24", "--label", "a=b", one)
+	subnet := ownSubnet(211)
+	c.ok(t, "network", "create", "--subnet", subnet+".0/24", "--label", "a=b", one)
 	c.ok(t, "network", "create", other)
-	c.ok(t, append([]string{"run", "-d", "--name", server, "--network", one, "--ip", "10.211.0.77", "--network-alias", "store",
+	c.ok(t, append([]string{"run", "-d", "--name", server, "--network", one, "--ip", subnet + ".77", "--network-alias", "store",
 		"-p", "127.0.0.1::80"}, serve("of-"+c.program)...)...)
 	c.ok(t, "run", "-d", "--name", friend, "--network", one, "busybox", "sleep", "1000")
 	c.ok(t, "run", "-d", "--name", stranger, "--network", other, "busybox", "sleep", "1000")
 	want := "of-" + c.program
-	for _, at := range []string{server, "store", "10.211.0.77"} {
+	for _, at := range []string{server, "store", subnet + ".77"} {
 		if got := c.fetchFrom(t, friend, at); got != want {
 			t.Errorf("%s says %q", at, got)
 		}
@@ -74,7 +79,7 @@ func networks(t *testing.T, c client) {
 	if got := fetch(t, at); got != want {
 		t.Errorf("the published port says %q", got)
 	}
-	if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://10.211.0.77/x"); r.code == 0 {
+	if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://"+subnet+".77/x"); r.code == 0 {
 		t.Errorf("another network's container reaches it: %q", r.stdout)
 	}
 	if r := c.do(t, nil, "exec", stranger, "nslookup", server); r.code == 0 {
@@ -93,7 +98,7 @@ func networks(t *testing.T, c client) {
 		t.Errorf("a container that was connected later: %q", got)
 	}
 	c.ok(t, "network", "disconnect", one, stranger)
-	if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://10.211.0.77/x"); r.code == 0 {
+	if r := c.do(t, nil, "exec", stranger, "timeout", "2", "wget", "-qO-", "http://"+subnet+".77/x"); r.code == 0 {
 		t.Error("a container that was disconnected still reaches the network")
 	}
 	c.ok(t, "rm", "-f", server)

@@ -55,9 +55,10 @@ func serveNames(t *testing.T, zone map[string]string) (at string) {
 // machine, and in its clone.
 func TestNetworkPolicy(t *testing.T) {
 	c := inOwn(t)
-	names := serveNames(t, map[string]string{"www.good.example.": "10.213.0.9", "bad.example.": "10.213.0.9"})
-	c.ok(t, "network", "create", "--subnet", "10.213.0.0/24", "web")
-	c.ok(t, append([]string{"run", "-d", "--name", "server", "--network", "web", "--ip", "10.213.0.9"}, serve("served")...)...)
+	subnet := ownSubnet(213)
+	names := serveNames(t, map[string]string{"www.good.example.": subnet + ".9", "bad.example.": subnet + ".9"})
+	c.ok(t, "network", "create", "--subnet", subnet+".0/24", "web")
+	c.ok(t, append([]string{"run", "-d", "--name", "server", "--network", "web", "--ip", subnet + ".9"}, serve("served")...)...)
 	c.ok(t, "run", "-d", "--name", "friend", "--network", "web", "busybox", "sleep", "10000")
 	c.fetchFrom(t, "friend", "server")
 	c.ok(t, "run", "-d", "--name", "box", "--network", "web", "--dns", names, "--egress", "deny", "--egress-allow", "*.good.example:80/tcp",
@@ -74,11 +75,11 @@ func TestNetworkPolicy(t *testing.T) {
 			t.Errorf("%s: %s gets %q from %s", when, box, got, at)
 		}
 	}
-	for _, at := range []string{"10.213.0.9", "server", "bad.example"} {
+	for _, at := range []string{subnet + ".9", "server", "bad.example"} {
 		check("at the start", "box", at, false)
 	}
 	check("by an allowed name", "box", "www.good.example", true)
-	check("at an opened address", "box", "10.213.0.9", true)
+	check("at an opened address", "box", subnet+".9", true)
 	if s := c.policyStatus(t, "box"); s.Egress == nil || s.Egress.Dropped["policy"] == 0 || s.Egress.Packets == 0 || s.Ingress.Bytes == 0 || s.Policy.Default != "deny" {
 		t.Errorf("it is told: %+v", s)
 	}
@@ -88,26 +89,26 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 
 	set := func(args ...string) { t.Helper(); c.ok(t, append([]string{"network", "policy", "set"}, args...)...) }
-	set("--default", "deny", "--allow", "10.213.0.0/24:81/tcp", "box")
-	check("another port", "box", "10.213.0.9", false)
+	set("--default", "deny", "--allow", subnet+".0/24:81/tcp", "box")
+	check("another port", "box", subnet+".9", false)
 	file := filepath.Join(c.house.Dir, "policy.yaml")
-	if err := os.WriteFile(file, []byte("default: deny\nrules: [{deny: 10.213.0.10}, {allow: '10.213.0.0/28:80,443/tcp'}]\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, fmt.Appendf(nil, "default: deny\nrules: [{deny: %[1]s.10}, {allow: '%[1]s.0/28:80,443/tcp'}]\n", subnet), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	set("--network", "web", "--file", file, "box")
-	check("a file, for one network", "box", "10.213.0.9", true)
+	check("a file, for one network", "box", subnet+".9", true)
 	set("--default", "deny", "--allow", "server:80/tcp", "box")
 	check("a container's name", "box", "server", true)
 	set("--deny", "bad.example", "box")
 	check("a denied name", "box", "bad.example", false)
-	check("its address", "box", "10.213.0.9", true)
+	check("its address", "box", subnet+".9", true)
 	set("--default", "deny", "--deny", "bad.example", "box")
 	if rows := strings.Fields(c.ok(t, "network", "policy", "rules", "--format", "{{.Action}}/{{.Target}}/{{.Packets}}", "box")); len(rows) != 2 ||
 		!strings.HasPrefix(rows[0], "deny/bad.example/") || strings.HasSuffix(rows[0], "/0") || !strings.HasPrefix(rows[1], "deny/default/") {
 		t.Errorf("a rule that stayed: %q", rows)
 	}
 	set("--default", "deny", "box")
-	check("nothing", "box", "10.213.0.9", false)
+	check("nothing", "box", subnet+".9", false)
 	for bad, want := range map[string]string{"10.0.0.1/8": "it should be 10.0.0.0/8", "any:80/sctp": "none of tcp, udp, icmp", "a_b c": "is not a name"} {
 		if r := c.do(t, nil, "network", "policy", "set", "--default", "deny", "--allow", bad, "box"); r.code != 1 || !strings.Contains(r.stderr, want) {
 			t.Errorf("%s: code %d, %s", bad, r.code, r.stderr)
@@ -115,20 +116,20 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 
 	c.killDaemon(t)
-	check("without a daemon", "box", "10.213.0.9", false)
+	check("without a daemon", "box", subnet+".9", false)
 	c.ok(t, "restart", "-t", "0", "box")
-	check("in its next machine", "box", "10.213.0.9", false)
+	check("in its next machine", "box", subnet+".9", false)
 	c.ok(t, "clone", "--name", "twin", "box")
-	check("in its clone", "twin", "10.213.0.9", false)
+	check("in its clone", "twin", subnet+".9", false)
 	c.ok(t, "network", "policy", "rm", "twin")
-	check("without a policy", "twin", "10.213.0.9", true)
-	check("the clone's source", "box", "10.213.0.9", false)
+	check("without a policy", "twin", subnet+".9", true)
+	check("the clone's source", "box", subnet+".9", false)
 	if got := c.ok(t, "network", "policy", "ls", "--format", "{{.Name}} {{.Network}} {{.Default}}"); got != "box web deny" {
 		t.Errorf("listed: %q", got)
 	}
 
 	set("--egress-rate", "20pps", "box")
-	c.do(t, nil, "exec", "box", "sh", "-c", "for i in 1 2 3 4; do wget -T1 -qO- http://10.213.0.9/x; ping -c 30 -i 0.001 -W 1 10.213.0.9; done >/dev/null")
+	c.do(t, nil, "exec", "box", "sh", "-c", "for i in 1 2 3 4; do wget -T1 -qO- http://"+subnet+".9/x; ping -c 30 -i 0.001 -W 1 "+subnet+".9; done >/dev/null")
 	if s := c.policyStatus(t, "box"); s.Egress.Dropped["rate"] == 0 {
 		t.Errorf("20 packets a second: %+v", s.Egress)
 	}
