@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Builds cradle's guest kernel: OUT_DIR/bzImage, from Debian's linux-source and guestos/kernel/config.
+# Builds cradle's guest kernel: OUT_DIR/bzImage, from Debian's linux-source, hack/kernel-patches and guestos/kernel/config.
 #
 #   hack/kernel.sh [--update] OUT_DIR
 #
 # The result is kept in ${CRADLE_CACHE:-/var/cache/cradle}/kernel/KEY, where KEY is the sha256 of the source package's
-# version, the config and the build function below. Once built, no network, apt or compiler is needed; --update looks
+# version, the config, the patches and the build function below. Once built, no network, apt or compiler is needed; --update looks
 # for newer sources. CRADLE_QUIET=1 prints nothing but errors.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 config=$here/../guestos/kernel/config
+patches=("$here"/kernel-patches/*.patch) # applied in this order; each says why it is there
 min_version=6.6
 
 exec 3>&2
@@ -54,8 +55,8 @@ check_config() {
 
 # build makes the kernel from the source package $1 of version $2 in the directory $3.
 build() {
-	local name=$1 version=$2 work=$3 tarball
-	need bc bison flex gcc libc6-dev libelf-dev libssl-dev lz4 make xz-utils
+	local name=$1 version=$2 work=$3 tarball change
+	need bc bison flex gcc libc6-dev libelf-dev libssl-dev lz4 make patch xz-utils
 	say "downloading $name $version"
 	(cd "$work" && apt-get "${apt_options[@]}" download -qq "$name=$version")
 	dpkg-deb -x "$work"/*.deb "$work/deb"
@@ -66,6 +67,9 @@ build() {
 	rm -r "$work/deb" "$work"/*.deb
 
 	cd "$work/linux"
+	for change in "${patches[@]}"; do
+		patch -p1 --fuzz=0 <"$change"
+	done
 	# Fixed, so that the same sources and compiler give the same bytes.
 	export KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=cradle KBUILD_BUILD_HOST=cradle KBUILD_BUILD_VERSION=1
 	make allnoconfig KCONFIG_ALLCONFIG="$config"
@@ -83,7 +87,7 @@ fi
 out=$1
 
 # Only what decides the result: a change of a message is no reason to build for minutes.
-recipe=$( (cat "$config" && declare -f build) | sum -)
+recipe=$( (cat "$config" "${patches[@]}" && declare -f build) | sum -)
 # The last build of this recipe, whatever the source version: what a run without --update takes.
 latest=$cache/recipe-$recipe
 apt_options=(-o APT::Sandbox::User=root)

@@ -17,8 +17,8 @@ const BootTimeout = 90 * time.Second
 // A guest of software emulation has one timer, its processor's own, whose frequency Linux measures for 100 ms by the time
 // stamp counter (calibrate_APIC_clock). The host may take the processor away before the first of the measure's samples, for
 // as long as the measure takes: the rest are then taken all at once, the timer seems to stand still, and Linux does without
-// it. It goes on until something sleeps, which is for ever. No word of a kernel's command line tells it the frequency, so
-// such a guest is given up and powered on again.
+// it. It goes on until something sleeps, which is for ever, so such a guest is given up and powered on again. cradle's own
+// kernel is told the frequency (hack/kernel-patches) and measures nothing; others, such as Debian's, have no word for it.
 const (
 	// timerLost is what Linux (6.12) says of it on the console, less than consoleEnd bytes before it hangs.
 	timerLost  = "APIC frequency too slow, disabling apic timer"
