@@ -74,8 +74,8 @@ type Config struct {
 	// Savable makes a VM without disks whose state a Snapshotter can save. Only drivers that are a Restorer take it.
 	Savable bool
 
-	// Forkable makes a VM of which a Freezer can make copies, if Forker says so. Its monitor is confined less than
-	// others are: nothing of a tenant's may run in it.
+	// Forkable makes a VM whose copies, if Forker says that there can be any, may be other users', and Forkable. Its monitor is
+	// confined less than others are: nothing of a tenant's may run in it.
 	Forkable bool
 }
 
@@ -208,17 +208,18 @@ type Restorer interface {
 
 // Forker is a Driver whose VMs may be Freezers.
 type Forker interface {
-	// Forks tells whether a VM that is started with Config.Forkable can be frozen on this machine.
+	// Forks tells whether VMs can be frozen on this machine: those that are started with Config.Forkable, and, where the
+	// caller is root, all.
 	Forks(ctx context.Context) bool
 }
 
 // Freezer is a VM that others go on from without its state being saved: copies of its monitor, with all of the guest in it, that
 // share memory with it until they write there.
 type Freezer interface {
-	// Freeze makes the VM, which was started with Config.Forkable, stand still for good, what it has written to its disks being in
+	// Freeze makes the VM stand still for good, what it has written to its disks being in
 	// their files. A Source that goes on from there is returned, and its Close ends the VM, as Kill does. The VM's end, by
 	// whatever cause, is the source's. On error all that is left to do is Kill.
-	// Errors: ErrInvalid, when it was not Forkable; errors.ErrUnsupported, where monitors cannot be copied; ErrExited.
+	// Errors: errors.ErrUnsupported, where this monitor cannot be copied; ErrExited.
 	Freeze(ctx context.Context) (Source, error)
 }
 
@@ -226,7 +227,7 @@ type Freezer interface {
 type Source interface {
 	// Restore is Driver.Start, except that the guest goes on from where the source is. Its memory is private to it,
 	// copied when written. c must have the CPUs, Memory, Accel, and as many NICs as the VM that the source was made of, of the same
-	// kinds if that was frozen; its Kernel (which does not boot); and its disks: the same serials, the writable ones over copies of the
+	// kinds and, unless it was Forkable, with the same UID and GID, if that was frozen; its Kernel (which does not boot); and its disks: the same serials, the writable ones over copies of the
 	// files as they were then (none after Snapshot). Savable, Initrd and Cmdline do not matter, nor does CodeCache after Freeze. The
 	// guest runs, also one that stood still.
 	// Errors: as Start; what the monitor said when it does not take the state. On error nothing is left behind.

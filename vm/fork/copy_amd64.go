@@ -23,6 +23,7 @@ type copied struct {
 	o       *Options
 	threads []*tracee // the first is the process's first
 	scratch uint64    // address of a page of its own memory
+	pidfd   *os.File
 }
 
 const scratchSize = 8 << 10
@@ -77,6 +78,7 @@ func (p *Parent) fork(o *Options) (pid int, _ *os.File, err error) {
 		return 0, nil, fmt.Errorf("open pidfd: %w", err)
 	}
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	c.pidfd = pidfd
 	t.regs, t.syscall = first.regs, first.syscall
 	if err := c.complete(); err != nil {
 		pidfd.Close()
@@ -107,8 +109,8 @@ func (c *copied) complete() error {
 		{"change memory", c.changeMemory},
 		{"take descriptors", c.takeFiles},
 		{"make eventfds", c.makeEventfds},
-		{"close what is the parent's", c.closeControl},
 		{"change user", c.becomeUser},
+		{"make it undumpable", func() error { return c.call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0) }},
 		{"install seccomp filter", c.confine},
 		{"give back memory", func() error { return c.call(unix.SYS_MUNMAP, c.scratch, scratchSize) }},
 		{"make threads", c.makeThreads},
@@ -163,7 +165,8 @@ func (c *copied) takeFiles() error {
 	for i, n := range numbers {
 		fds[i] = int(c.o.Files[n].Fd())
 	}
-	if err := unix.Sendmsg(int(c.parent.control.Fd()), []byte{0}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
+	theirs, err := c.send(fds)
+	if err != nil {
 		return err
 	}
 	size := unix.CmsgSpace(4 * len(fds))
@@ -178,7 +181,10 @@ func (c *copied) takeFiles() error {
 	if err := c.put(0, head); err != nil {
 		return err
 	}
-	if err := c.call(unix.SYS_RECVMSG, uint64(c.parent.theirs), c.scratch, unix.MSG_CMSG_CLOEXEC); err != nil {
+	if err := c.call(unix.SYS_RECVMSG, theirs, c.scratch, unix.MSG_CMSG_CLOEXEC); err != nil {
+		return err
+	}
+	if err := c.call(unix.SYS_CLOSE, theirs); err != nil {
 		return err
 	}
 	rights := make([]byte, size)
@@ -194,11 +200,25 @@ func (c *copied) takeFiles() error {
 	return nil
 }
 
-func (c *copied) closeControl() error {
-	if c.o.Parent {
-		return nil
+// send sends descriptors to a socket that it has the copy make, whose number there it returns.
+func (c *copied) send(fds []int) (theirs uint64, err error) {
+	if err := c.call(unix.SYS_SOCKETPAIR, unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0, c.scratch); err != nil {
+		return 0, err
 	}
-	return c.call(unix.SYS_CLOSE, uint64(c.parent.theirs))
+	pair := make([]byte, 8)
+	if err := readMemory(c.threads[0].tid, c.scratch, pair); err != nil {
+		return 0, err
+	}
+	theirs, ours := uint64(binary.LittleEndian.Uint32(pair)), uint64(binary.LittleEndian.Uint32(pair[4:]))
+	mine, _, errno := unix.Syscall(unix.SYS_PIDFD_GETFD, c.pidfd.Fd(), uintptr(ours), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("take a socket of the copy's: %w", errno)
+	}
+	defer unix.Close(int(mine))
+	if err := unix.Sendmsg(int(mine), []byte{0}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
+		return 0, err
+	}
+	return theirs, c.call(unix.SYS_CLOSE, ours)
 }
 
 // move gives a descriptor another number.
@@ -251,20 +271,21 @@ func (c *copied) becomeUser() error {
 
 // confine installs Options.Filter.
 func (c *copied) confine() error {
-	if len(c.o.Filter) == 0 {
+	if c.o.Filter == nil {
 		return nil
 	}
+	filter := c.o.Filter(c.threads[0].tid)
 	le := binary.LittleEndian
 	b := make([]byte, 16) // struct sock_fprog, then the filter
-	le.PutUint16(b, uint16(len(c.o.Filter)))
+	le.PutUint16(b, uint16(len(filter)))
 	le.PutUint64(b[8:], c.scratch+16)
-	for _, f := range c.o.Filter {
+	for _, f := range filter {
 		b = le.AppendUint16(b, f.Code)
 		b = append(b, f.Jt, f.Jf)
 		b = le.AppendUint32(b, f.K)
 	}
 	if len(b) > scratchSize {
-		return fmt.Errorf("a filter of %d instructions is too long", len(c.o.Filter))
+		return fmt.Errorf("a filter of %d instructions is too long", len(filter))
 	}
 	if err := c.put(0, b); err != nil {
 		return err

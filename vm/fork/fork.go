@@ -8,7 +8,11 @@
 // # Parents
 //
 // A process becomes a Parent by Seize and never runs again. Its end comes with Close, or with that of the process that has seized it
-// (PTRACE_O_EXITKILL), and so does that of a copy that is not complete yet.
+// (PTRACE_O_EXITKILL), and so does that of a copy that is not complete yet. Neither parents nor copies are dumpable (prctl(2)): other
+// processes of the same user cannot look into them.
+//
+// A parent's seccomp filter must let it make copies (clone), and them do what Options say, unless the caller may suspend it meanwhile
+// (CAP_SYS_ADMIN; Parent.Unfiltered).
 //
 // Every thread must be waiting in a system call that can be interrupted and made again with the same arguments, such as ppoll(2) and futex(2): the
 // caller must have brought the process to rest. Of the descriptors those of eventfds are made anew in each copy, with their counts. All
@@ -36,30 +40,22 @@ var (
 	ErrGone = errors.New("the process that is copied has ended")
 )
 
-// Control makes the sockets that descriptors come to copies by: the parent inherits theirs, Seize gets ours.
-func Control() (ours, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make a pair of sockets: %w", err)
-	}
-	return os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control"), nil
-}
-
 // maxFiles is how many descriptors can be replaced in a copy: what one message carries (SCM_MAX_FD of unix(7)).
 const maxFiles = 253
 
 // Options say how a copy differs from its parent. It is always in a session of its own.
 type Options struct {
-	// Parent makes a copy that can be a parent as well: it keeps capabilities, and Files has the other end of a control of its own.
+	// Parent makes a copy that can be a parent as well: it keeps capabilities.
 	Parent bool
 	// Files are the descriptors of the copy that are not the parent's, by number. They stay the caller's. At most 253.
 	Files map[int]*os.File
 	// Memory is what the copy has at some addresses instead of what the parent has there.
 	Memory map[uint64][]byte
-	// UID and GID the copy runs as; 0: the parent's. The parent must have CAP_SETUID and CAP_SETGID.
+	// UID and GID the copy runs as; 0: the parent's. The parent must have CAP_SETUID and CAP_SETGID, which the copy has not.
 	UID, GID uint32
-	// Filter is a seccomp filter that the copy gets beside the parent's; nil: none. The parent must have no_new_privs.
-	Filter []unix.SockFilter
+	// Filter makes a seccomp filter that the copy, whose number it gets, has beside the parent's; nil: none. The parent must have
+	// no_new_privs.
+	Filter func(pid int) []unix.SockFilter
 	// Cgroup is a cgroup v2 directory the copy is moved into; empty: the parent's.
 	Cgroup string
 }

@@ -20,11 +20,10 @@ const Supported = true
 
 // Parent is a process that copies are made of. All methods may be called from any goroutine.
 type Parent struct {
-	control *os.File // our end of it
-	theirs  int      // the parent's, and so the copies' descriptor of the other end
-	calls   chan func()
-	closed  chan struct{}
-	close   func()
+	calls      chan func()
+	closed     chan struct{}
+	close      func()
+	unfiltered bool
 
 	// What follows belongs to the thread that serves.
 	threads  []*thread // the first is the process's first
@@ -38,10 +37,9 @@ type eventfd struct {
 	flags uint64
 }
 
-// Seize makes a parent of a process, whose descriptor theirs is the other end of control (see Control). control stays the caller's.
-// On error the process goes on, if it still can. Errors: ErrUnsupported, ErrBusy.
-func Seize(pid int, control *os.File, theirs int) (*Parent, error) {
-	p := &Parent{control: control, theirs: theirs, calls: make(chan func()), closed: make(chan struct{})}
+// Seize makes a parent of a process, a child of the caller's. On error the process goes on, if it still can. Errors: ErrUnsupported, ErrBusy.
+func Seize(pid int) (*Parent, error) {
+	p := &Parent{calls: make(chan func()), closed: make(chan struct{})}
 	seized := make(chan error)
 	go p.serve(pid, seized)
 	if err := <-seized; err != nil {
@@ -50,6 +48,9 @@ func Seize(pid int, control *os.File, theirs int) (*Parent, error) {
 	p.close = sync.OnceFunc(func() { close(p.closed) })
 	return p, nil
 }
+
+// Unfiltered tells whether the parent's seccomp filter is of no effect until a copy is complete.
+func (p *Parent) Unfiltered() bool { return p.unfiltered }
 
 // Close ends the parent. Its copies go on.
 func (p *Parent) Close() { p.close() }
@@ -124,10 +125,11 @@ func (p *Parent) seize(pid int) error {
 		return ErrGone
 	}
 	for _, tid := range tids {
-		t, err := seize(tid)
+		t, unfiltered, err := seize(tid)
 		if t != nil {
 			p.threads = append(p.threads, &thread{tracee: *t})
 		}
+		p.unfiltered = unfiltered
 		if err != nil {
 			return err
 		}
@@ -152,7 +154,13 @@ func (p *Parent) seize(pid int) error {
 	if p.eventfds, err = eventfds(pid); err != nil {
 		return err
 	}
-	return p.inherit(pid)
+	if err := p.inherit(pid); err != nil {
+		return err
+	}
+	if _, _, err := p.threads[0].call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0); err != nil {
+		return fmt.Errorf("make it undumpable: %w", err)
+	}
+	return nil
 }
 
 // checkInstruction looks whether there is a system call where there must be one.

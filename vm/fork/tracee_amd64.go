@@ -48,16 +48,20 @@ func ptrace(request, tid int, addr, data uintptr) error {
 	return fmt.Errorf("ptrace %#x of thread %d: %w", request, tid, errno)
 }
 
-// seize stops a thread.
-func seize(tid int) (*tracee, error) {
-	if err := ptrace(unix.PTRACE_SEIZE, tid, 0, seizeOptions); err != nil {
-		return nil, err
+// seize stops a thread. unfiltered tells whether its seccomp filter is suspended.
+func seize(tid int) (_ *tracee, unfiltered bool, err error) {
+	err = ptrace(unix.PTRACE_SEIZE, tid, 0, seizeOptions|unix.PTRACE_O_SUSPEND_SECCOMP)
+	if unfiltered = err == nil; !unfiltered {
+		err = ptrace(unix.PTRACE_SEIZE, tid, 0, seizeOptions)
+	}
+	if err != nil {
+		return nil, false, err
 	}
 	if err := ptrace(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	t := &tracee{tid: tid}
-	return t, t.stopped()
+	return t, unfiltered, t.stopped()
 }
 
 // stopped waits until a thread stands still that was interrupted, or has just been made, and reads its registers.

@@ -46,7 +46,7 @@ type launch struct {
 	// Descriptor numbers in the child. initrd is -1 when there is none; ram is 0 for anonymous memory.
 	kernel, initrd, ram    int
 	monitor, console, port int
-	record, control        int // control is 0 unless forkable
+	record                 int
 }
 
 // args is the command line, argv[0] included. The guest does not run yet when QEMU is up (-S): its monitor is

@@ -171,10 +171,7 @@ func (d *Driver) run(ctx context.Context, c vm.Config, open func(c vm.Config, ac
 		proc.close()
 		return nil, err
 	}
-	if in.ours != nil {
-		m.forkable = &forkable{config: c, launch: l, control: in.ours}
-		in.ours = nil // the machine's from here on
-	}
+	m.forkable = &forkable{config: c, launch: l}
 	go m.watch()
 	return m, nil
 }

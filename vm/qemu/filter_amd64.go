@@ -6,7 +6,7 @@ import "golang.org/x/sys/unix"
 const (
 	callAt  = 0
 	archAt  = 4
-	flagsAt = 16 // the low half of the first argument
+	firstAt = 16 // the low half of the first argument
 )
 
 // x32 is set in the numbers of system calls of the x32 ABI.
@@ -17,11 +17,17 @@ const x32 = 0x40000000
 var denied = [...]uint32{
 	unix.SYS_SETUID, unix.SYS_SETGID, unix.SYS_SETPGID, unix.SYS_SETSID, unix.SYS_SETREUID, unix.SYS_SETREGID, unix.SYS_SETRESUID,
 	unix.SYS_SETRESGID, unix.SYS_SETFSUID, unix.SYS_SETFSGID, unix.SYS_SETGROUPS, unix.SYS_CAPSET,
-	unix.SYS_FORK, unix.SYS_VFORK, unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_PTRACE,
+	unix.SYS_FORK, unix.SYS_VFORK, unix.SYS_EXECVE, unix.SYS_EXECVEAT,
+	// Copies of one VM may be the same user's.
+	unix.SYS_PTRACE, unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_PIDFD_OPEN, unix.SYS_PIDFD_GETFD, unix.SYS_PIDFD_SEND_SIGNAL,
+	unix.SYS_TKILL,
 }
 
-// copyFilter is the seccomp filter that copies get beside their parent's. What it denies ends the process.
-func copyFilter() []unix.SockFilter {
+// own are those whose first argument, a process, must be the copy itself: they could concern others of the same user.
+var own = [...]uint32{unix.SYS_KILL, unix.SYS_TGKILL, unix.SYS_RT_SIGQUEUEINFO, unix.SYS_RT_TGSIGQUEUEINFO}
+
+// copyFilter is the seccomp filter that the copy pid gets beside its parent's. What it denies ends the process.
+func copyFilter(pid int) []unix.SockFilter {
 	stmt := func(code uint16, k uint32) unix.SockFilter { return unix.SockFilter{Code: code, K: k} }
 	// skip jumps over the next instruction unless the loaded word equals k.
 	unless := func(k uint32) unix.SockFilter {
@@ -39,11 +45,19 @@ func copyFilter() []unix.SockFilter {
 	for _, number := range denied {
 		f = append(f, unless(number), kill)
 	}
+	when := func(code uint16, k uint32, then, otherwise uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | code | unix.BPF_K, Jt: then, Jf: otherwise, K: k}
+	}
+	for _, number := range own {
+		f = append(f, when(unix.BPF_JEQ, number, 0, 4), stmt(load, firstAt), when(unix.BPF_JEQ, uint32(pid), 1, 0), kill, ret(unix.SECCOMP_RET_ALLOW))
+	}
+	f = append(f, when(unix.BPF_JEQ, unix.SYS_PRLIMIT64, 0, 5), stmt(load, firstAt), // 0 is the copy as well
+		when(unix.BPF_JEQ, 0, 2, 0), when(unix.BPF_JEQ, uint32(pid), 1, 0), kill, ret(unix.SECCOMP_RET_ALLOW))
 	// C libraries do without clone3, whose flags no filter can see, when they are told that there is none.
 	f = append(f, unless(unix.SYS_CLONE3), ret(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)))
 	return append(f,
 		unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: unix.SYS_CLONE}, ret(unix.SECCOMP_RET_ALLOW),
-		stmt(load, flagsAt), // threads, but no processes
+		stmt(load, firstAt), // threads, but no processes
 		unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jt: 1, K: unix.CLONE_THREAD}, kill,
 		ret(unix.SECCOMP_RET_ALLOW))
 }

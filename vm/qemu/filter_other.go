@@ -5,4 +5,4 @@ package qemu
 import "golang.org/x/sys/unix"
 
 // copyFilter is not needed where nothing can be copied.
-func copyFilter() []unix.SockFilter { return nil }
+func copyFilter(int) []unix.SockFilter { return nil }

@@ -19,11 +19,10 @@ import (
 // has sockets, TAPs and a user of its own, and goes on as soon as it is told to. It shares with it what an emulated processor costs
 // most to have: the guest's code as QEMU has translated it.
 
-// forkable is what is kept of a VM that was started with Config.Forkable.
+// forkable is what is kept of a VM for it to be frozen.
 type forkable struct {
-	config  vm.Config
-	launch  *launch // which descriptor is what
-	control *os.File
+	config vm.Config
+	launch *launch // which descriptor is what
 }
 
 // parent is a frozen VM. It implements vm.Source.
@@ -63,7 +62,7 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 	defer m.steady.Unlock()
 	switch {
 	case m.forkable == nil:
-		return nil, fmt.Errorf("%w: it was not started Forkable", vm.ErrInvalid)
+		return nil, fmt.Errorf("%w: another process has started it", errors.ErrUnsupported)
 	case m.forkable.launch.accel != vm.AccelTCG:
 		return nil, fmt.Errorf("%w: a VM under %s is bound to its process", errors.ErrUnsupported, m.forkable.launch.accel)
 	}
@@ -91,12 +90,16 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 		if alone, err := m.alone(); err != nil || !alone {
 			return false, err
 		}
-		p.process, err = fork.Seize(m.proc.pid, m.forkable.control, m.forkable.launch.control)
+		p.process, err = fork.Seize(m.proc.pid)
 		if errors.Is(err, fork.ErrBusy) {
 			return false, nil
 		}
 		return true, err
 	})
+	if err == nil && !m.forkable.config.Forkable && !p.process.Unfiltered() {
+		p.process.Close()
+		err = fmt.Errorf("%w: it was not started Forkable, and its seccomp filter cannot be suspended", errors.ErrUnsupported)
+	}
 	if err != nil {
 		if errors.Is(err, fork.ErrUnsupported) {
 			err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
@@ -170,7 +173,7 @@ func (m *machine) alone() (bool, error) {
 			sockets++
 		}
 	}
-	given := 4 // monitor, console, port, control
+	given := 3 // monitor, console, port
 	for _, n := range m.forkable.launch.nics {
 		if n.stream != 0 {
 			given++
@@ -200,6 +203,9 @@ func (p *parent) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 		if p.disks[d.Serial] == nil {
 			return nil, fmt.Errorf("%w: Disks: %s is none of the frozen VM's", vm.ErrInvalid, d.Serial)
 		}
+	}
+	if !of.Forkable && (c.Forkable || c.UID != of.UID || c.GID != of.GID) {
+		return nil, fmt.Errorf("%w: UID, GID, Forkable: a copy of a VM that was not started Forkable is the same user's, and not Forkable", vm.ErrInvalid)
 	}
 	if c.Savable {
 		return nil, fmt.Errorf("%w: Savable: a copy cannot be saved by Snapshot", vm.ErrInvalid)
@@ -244,16 +250,16 @@ func (p *parent) copy(c vm.Config, in *inputs, d *doors) (*process, error) {
 		o.Memory = map[uint64][]byte{p.nameAt: name}
 	}
 	if c.Forkable {
-		o.Parent, o.Files[p.launch.control] = true, in.control
+		o.Parent = true
 	} else {
-		o.Filter = copyFilter()
+		o.Filter = copyFilter
 	}
 	for i, d := range c.Disks {
 		for _, fd := range p.disks[d.Serial] {
 			o.Files[fd] = in.disks[i]
 		}
 	}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && p.config.Forkable {
 		o.UID, o.GID = c.UID, c.GID
 	}
 	for i, n := range p.launch.nics {

@@ -30,6 +30,12 @@ func TestCopyFilter(t *testing.T) {
 		"clone":   func() { unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0) },
 		"execve":  func() { unix.RawSyscall(unix.SYS_EXECVE, 0, 0, 0) },
 		"setuid":  func() { unix.RawSyscall(unix.SYS_SETUID, 1, 0, 0) },
+		"tkill":   func() { unix.RawSyscall(unix.SYS_TKILL, uintptr(unix.Getpid()), 0, 0) },
+		"another": func() { unix.RawSyscall(unix.SYS_KILL, uintptr(unix.Getppid()), 0, 0) },
+		"group":   func() { unix.RawSyscall(unix.SYS_KILL, 0, 0, 0) },
+		"itself":  func() { unix.RawSyscall(unix.SYS_TGKILL, uintptr(unix.Getpid()), uintptr(unix.Getpid()), 0) },
+		"limit":   func() { unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, 0, 0, 0, 0) },
+		"limits":  func() { unix.RawSyscall6(unix.SYS_PRLIMIT64, uintptr(unix.Getppid()), unix.RLIMIT_CORE, 0, 0, 0, 0) },
 		"ptrace":  func() { unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0) },
 		"x32":     func() { unix.RawSyscall(x32|unix.SYS_GETPID, 0, 0, 0) },
 		"thread": func() { // Go makes one by clone, and waits for it
@@ -45,7 +51,7 @@ func TestCopyFilter(t *testing.T) {
 	}
 	if name := os.Getenv(filteredVariable); name != "" {
 		runtime.LockOSThread()
-		filter := copyFilter()
+		filter := copyFilter(os.Getpid())
 		prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			t.Fatal(err)
@@ -63,7 +69,7 @@ func TestCopyFilter(t *testing.T) {
 		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 		killed := status.Signaled() && status.Signal() == syscall.SIGSYS
 		switch name {
-		case "nothing", "getpid", "thread", "clone3":
+		case "nothing", "getpid", "thread", "clone3", "itself", "limit":
 			if err != nil {
 				t.Errorf("%s: %v %s", name, err, out)
 			}

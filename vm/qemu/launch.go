@@ -7,7 +7,6 @@ import (
 	"syscall"
 
 	"github.com/cradlevm/cradle/vm"
-	"github.com/cradlevm/cradle/vm/fork"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,8 +16,6 @@ type inputs struct {
 	disks          []*os.File
 	taps           []*os.File // of each interface; nil where it has none
 	ram            *os.File   // nil: anonymous memory
-	control        *os.File   // nil unless Config.Forkable
-	ours           *os.File   // our end of control
 	restore        bool       // the guest goes on from saved state, with a private copy of ram
 	parent         *parent    // the guest goes on from a copy of this VM's; nil: it is started
 }
@@ -52,14 +49,8 @@ func (d *Driver) openInputs(c vm.Config, accel string) (_ *inputs, err error) {
 	return in, nil
 }
 
-// openDevices opens disks and network interfaces, and what copies need.
+// openDevices opens disks and network interfaces.
 func (in *inputs) openDevices(c vm.Config) error {
-	if c.Forkable {
-		var err error
-		if in.ours, in.control, err = fork.Control(); err != nil {
-			return err
-		}
-	}
 	for _, disk := range c.Disks {
 		f, err := openDisk(disk)
 		if err != nil {
@@ -81,7 +72,7 @@ func (in *inputs) openDevices(c vm.Config) error {
 }
 
 func (in *inputs) close() {
-	for _, f := range slices.Concat([]*os.File{in.kernel, in.initrd, in.ram, in.control, in.ours}, in.disks, in.taps) {
+	for _, f := range slices.Concat([]*os.File{in.kernel, in.initrd, in.ram}, in.disks, in.taps) {
 		if f != nil {
 			f.Close()
 		}
@@ -201,8 +192,7 @@ func (d *Driver) execute(c vm.Config, q *installation, accel string, in *inputs,
 	}
 	l.monitor, l.console, l.port = inherit(doors.monitor), inherit(doors.console), inherit(doors.port)
 	l.record = inherit(doors.record.file)
-	if in.control != nil {
-		l.control = inherit(in.control)
+	if c.Forkable {
 		s.caps = []uintptr{unix.CAP_SETUID, unix.CAP_SETGID}
 	}
 

@@ -32,7 +32,7 @@ type machine struct {
 	migration migration
 	ram       *os.File // the guest's memory; nil when Snapshot cannot save it
 	cpus      int
-	forkable  *forkable // nil when it was not started Config.Forkable
+	forkable  *forkable // nil when an earlier process has started it
 
 	// steady is held to write by who needs the devices and the processors left as they are, to read by who changes them.
 	steady sync.RWMutex
@@ -153,9 +153,6 @@ func (m *machine) watch() {
 	m.proc.close()
 	if m.ram != nil {
 		m.ram.Close()
-	}
-	if m.forkable != nil {
-		m.forkable.control.Close()
 	}
 	removeTraces(m.dir)
 	close(m.done)

@@ -202,13 +202,37 @@ func (s *suite) testForkOtherConfig(t *testing.T, f frozen) {
 	}
 }
 
-// testNotForkable freezes VMs that cannot be: one that was not asked to be able to, and a copy.
+// testNotForkable freezes a copy, which is confined as any VM: where that can be done, its copies are the same user's.
 func (s *suite) testNotForkable(t *testing.T, f frozen) {
 	m := s.fork(t, f)
-	if _, err := m.VM.(vm.Freezer).Freeze(within(t)); !errors.Is(err, vm.ErrInvalid) {
-		t.Errorf("freezing a copy: %v, want ErrInvalid", err)
+	call(t, m.session(), guestapi.MethodKeep, guestapi.Print{Text: "second"}, nil)
+	source, err := m.VM.(vm.Freezer).Freeze(within(t))
+	if errors.Is(err, errors.ErrUnsupported) && os.Geteuid() != 0 {
+		t.Skip(err)
 	}
-	ping(t, m.session())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	c := forked(t, f)
+	v, err := source.Restore(within(t), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := watched(t, v, c)
+	var was guestapi.Print
+	call(t, again.session(), guestapi.MethodKeep, guestapi.Print{}, &was)
+	if was.Text != "second" {
+		t.Errorf("the guest's memory holds %.40q", was.Text)
+	}
+	c = forked(t, f)
+	c.Forkable = true
+	mustFail(t, "Forkable", source, c, vm.ErrInvalid)
+	if os.Geteuid() == 0 {
+		c = forked(t, f)
+		c.UID++
+		mustFail(t, "another user", source, c, vm.ErrInvalid)
+	}
 }
 
 // testForkAgain freezes a copy, with disks: a second generation sees what the first one has written, and its disks are its own.
