@@ -128,10 +128,15 @@ func (c *ctr) boot(ctx context.Context, config sandbox.Config, undo *undoStack) 
 }
 
 // claim completes the description of a VM of the container's own: who it is, as whom and where it runs. It records that
-// there is one from now on.
+// there is one from now on. The VM's user is its own unless config says whose it shares.
 func (c *ctr) claim(config sandbox.Config, undo *undoStack) (sandbox.Config, error) {
 	n := c.node
-	uid := n.takeUID()
+	uid := config.VM.UID
+	if uid == 0 {
+		uid = n.takeUID()
+	} else {
+		n.shareUID(uid)
+	}
 	config.Token = sandbox.NewToken()
 	config.VM.ID, config.VM.Dir = c.id, filepath.Join(n.options.Run, "s", c.id[:12])
 	config.VM.UID, config.VM.GID = uid, uid

@@ -94,12 +94,12 @@ type Node struct {
 	running sync.WaitGroup
 
 	mu         sync.Mutex
-	closed     bool                // nothing new is added to running
-	containers map[string]*ctr     // by id
-	names      map[string]string   // name → id; reserved before the container exists
-	execs      map[string]*exec    // by id
-	uids       map[uint32]struct{} // VM user ids in use
-	leaving    map[*run]struct{}   // whose containers have been removed, and whose VMs are being ended
+	closed     bool              // nothing new is added to running
+	containers map[string]*ctr   // by id
+	names      map[string]string // name → id; reserved before the container exists
+	execs      map[string]*exec  // by id
+	uids       map[uint32]int    // VM user ids in use: by how many
+	leaving    map[*run]struct{} // whose containers have been removed, and whose VMs are being ended
 }
 
 // firstUID is where the user ids of VMs begin when the daemon runs as root: above everything that distributions,
@@ -122,7 +122,7 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		options: o, store: st, scratch: volume.Scratch{Dir: filepath.Join(o.Root, "scratch")},
 		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU(), Filters: runspec.NewFilters()},
 		events:   newEventLog(), timings: newTimings(), gate: newGate(), started: time.Now(),
-		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]struct{}{},
+		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]int{},
 		leaving: map[*run]struct{}{}, unsaved: newUnsaved(),
 	}
 	if n.key, err = snapshot.OpenKey(filepath.Join(o.Root, "snapshot.key")); err != nil {
@@ -264,17 +264,27 @@ func (n *Node) takeUID() uint32 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for uid := uint32(firstUID); ; uid++ {
-		if _, taken := n.uids[uid]; !taken {
-			n.uids[uid] = struct{}{}
+		if n.uids[uid] == 0 {
+			n.uids[uid] = 1
 			return uid
 		}
 	}
 }
 
+// shareUID reserves a user id that a VM already has for another.
+func (n *Node) shareUID(uid uint32) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.uids[uid]++
+}
+
+// giveUID returns a user id for one of the VMs that have it.
 func (n *Node) giveUID(uid uint32) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.uids, uid)
+	if n.uids[uid]--; n.uids[uid] <= 0 {
+		delete(n.uids, uid)
+	}
 }
 
 // classed is an error with docker's words and a class of errdefs: the class does not show in the text.

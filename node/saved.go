@@ -25,9 +25,34 @@ const scratchName = "scratch.ext4"
 // savedRun is a container that was saved while it ran, in the midst of it: what another one, or itself later, goes on
 // from. The container in it stands still (sandbox.Freeze).
 type savedRun struct {
-	saved  vm.Saved
+	saved  vm.Saved       // nil when it is frozen
+	frozen *frozenRun     // nil: it is saved
 	config sandbox.Config // of the VM that was saved; its token is the one that the saved agent knows
 	guest  string         // the id that the saved agent knows the container by
+}
+
+// frozenRun is a VM that stands still for good, and is copied. Its copies run as its user.
+type frozenRun struct {
+	source  vm.Source
+	release func() // gives back what the VM had on the host
+}
+
+// source is what VMs are restored from.
+func (s *savedRun) source() vm.Source {
+	if s.frozen != nil {
+		return s.frozen.source
+	}
+	return s.saved
+}
+
+// close lets go of it.
+func (s *savedRun) close() error {
+	if s.frozen == nil {
+		return s.saved.Close()
+	}
+	err := s.frozen.source.Close()
+	s.frozen.release()
+	return err
 }
 
 // form is what saved state depends on beside the machine's size and disks.
@@ -232,11 +257,14 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 	if !slices.EqualFunc(config.VM.Disks, from.config.VM.Disks, sameDisk) {
 		return nil, conflict("the image of container %s is not the one it was saved with", c.id)
 	}
+	if from.frozen != nil {
+		config.VM.UID = from.config.VM.UID
+	}
 	if config, err = c.claim(config, undo); err != nil {
 		return nil, err
 	}
 	steps.done("disks")
-	machine, err := sandbox.Restore(ctx, from.saved, config, from.config.Token)
+	machine, err := sandbox.Restore(ctx, from.source(), config, from.config.Token)
 	if err != nil {
 		return nil, err
 	}

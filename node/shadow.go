@@ -15,6 +15,7 @@ import (
 	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/sandbox"
 	"github.com/cradlevm/cradle/snapshot"
+	"github.com/cradlevm/cradle/vm"
 )
 
 // Limits of shadows.
@@ -79,8 +80,11 @@ func (n *Node) castShadow(ctx context.Context, key string, source record) (err e
 	s.hidden = true
 	var undo undoStack
 	undo.push("files", s.removeFiles)
-	defer func() { undo.run(n.options.Log.With("shadow", rec.ID)) }()
-	machine, out, err := s.launch(ctx, &undo)
+	log := n.options.Log.With("shadow", rec.ID)
+	defer func() { undo.run(log) }()
+	var things undoStack // of the VM's
+	defer func() { things.run(log) }()
+	machine, out, err := s.launch(ctx, &things)
 	if err != nil {
 		return err
 	}
@@ -101,7 +105,7 @@ func (n *Node) castShadow(ctx context.Context, key string, source record) (err e
 		return err
 	}
 	ended(nil)
-	return s.save(ctx, key, machine)
+	return s.save(ctx, key, machine, &things)
 }
 
 // launch starts the container in a VM of its own, and returns its output.
@@ -214,8 +218,9 @@ func (s *shadow) probeOnce(ctx context.Context, machine *sandbox.Sandbox, comman
 	return status.Code, errors.Join(err, machine.Delete(ctx, ref))
 }
 
-// save makes the shadow a warm image; it does not run any more.
-func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox) (err error) {
+// save makes the shadow a warm image; it does not run any more. Where it can be frozen, it is what others are copied from, and keeps its VM's
+// things.
+func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox, things *undoStack) (err error) {
 	n := s.node
 	if err := machine.Freeze(ctx, s.id, true); err != nil {
 		return err
@@ -227,12 +232,14 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox)
 	if err != nil {
 		return err
 	}
+	from := &savedRun{saved: saved, config: *s.snapshot().Sandbox, guest: s.id}
 	defer func() {
 		if err != nil {
-			saved.Close()
+			from.saved.Close()
 		}
 	}()
-	if err := machine.Kill(); err != nil {
+	frozen, err := s.freeze(ctx, machine)
+	if err != nil {
 		return err
 	}
 	draft, err := snapshot.NewDraft(n.warmth.dir)
@@ -244,7 +251,6 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox)
 	if err := os.Rename(filepath.Join(s.dir(), scratchName), disk); err != nil {
 		return err
 	}
-	from := &savedRun{saved: saved, config: *s.snapshot().Sandbox, guest: s.id}
 	m, err := n.write(ctx, from, draft, disk)
 	if err != nil {
 		return err
@@ -252,6 +258,28 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox)
 	if err := draft.Publish(n.key, warmManifest{savedManifest: m, Key: key, Image: s.snapshot().ImageID}, n.warmth.path(key)); err != nil {
 		return err
 	}
+	if frozen != nil { // the state is on the disk, for later daemons
+		kept := *things
+		things.forget()
+		log := n.options.Log.With("shadow", s.id)
+		from.frozen = &frozenRun{source: frozen, release: func() { kept.run(log) }}
+		if err := from.saved.Close(); err != nil {
+			log.Warn("close saved state", "err", err)
+		}
+		from.saved = nil
+	}
 	n.warmth.keep(key, from)
 	return nil
+}
+
+// freeze makes the shadow's VM what others are copied from, or ends it where that cannot be: then it returns nil.
+func (s *shadow) freeze(ctx context.Context, machine *sandbox.Sandbox) (vm.Source, error) {
+	if f, ok := s.node.options.Driver.(vm.Forker); ok && f.Forks(ctx) {
+		source, err := machine.Source(ctx)
+		if err == nil {
+			return source, nil
+		}
+		s.node.options.Log.Debug("warm virtual machines are restored", "reason", err)
+	}
+	return nil, machine.Kill()
 }

@@ -185,24 +185,29 @@ func (w *warmth) give(i *warmImage) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if i.users--; i.users == 0 && i.dropped {
-		i.from.saved.Close()
+		i.from.close()
 	}
 }
 
 func (w *warmth) dropLocked(i *warmImage) {
 	if i.dropped = true; i.users == 0 {
-		i.from.saved.Close()
+		i.from.close()
+	}
+}
+
+// unload removes an image from memory.
+func (w *warmth) unload(key string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if at := slices.IndexFunc(w.loaded, func(i *warmImage) bool { return i.key == key }); at >= 0 {
+		w.dropLocked(w.loaded[at])
+		w.loaded = slices.Delete(w.loaded, at, at+1)
 	}
 }
 
 // forget removes an image from memory and disk.
 func (w *warmth) forget(key string) error {
-	w.mu.Lock()
-	if at := slices.IndexFunc(w.loaded, func(i *warmImage) bool { return i.key == key }); at >= 0 {
-		w.dropLocked(w.loaded[at])
-		w.loaded = slices.Delete(w.loaded, at, at+1)
-	}
-	w.mu.Unlock()
+	w.unload(key)
 	return os.RemoveAll(w.path(key))
 }
 
@@ -360,30 +365,41 @@ func (n *Node) loadWarm(ctx context.Context, key string) (*warmImage, error) {
 // starts it as ever, and nothing of the attempt is left. What undoes it is pushed.
 func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *undoStack) *sandbox.Sandbox {
 	n := c.node
-	i, err := n.loadWarm(ctx, key)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	var mine undoStack
-	var machine *sandbox.Sandbox
-	if err == nil {
-		defer n.warmth.give(i)
-		steps.done("load")
-		machine, err = c.warmUp(ctx, key, i, steps, &mine)
+	log := n.options.Log.With("container", c.id)
+	machine, frozen, err := c.tryWarm(ctx, key, steps, undo)
+	if err != nil && frozen && ctx.Err() == nil {
+		log.Warn("copy warm virtual machine; restoring it", "err", err)
+		n.warmth.unload(key)
+		machine, _, err = c.tryWarm(ctx, key, steps, undo)
 	}
 	if err == nil {
-		undo.steps = append(undo.steps, mine.steps...)
 		return machine
 	}
-	log := n.options.Log.With("container", c.id)
-	mine.run(log)
-	if ctx.Err() == nil { // else it says nothing about the image
+	if ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) { // else it says nothing about the image
 		log.Warn("start from warm image; starting cold", "err", err)
 		if err := n.warmth.forget(key); err != nil {
 			log.Error("remove warm image", "err", err)
 		}
 	}
 	return nil
+}
+
+// tryWarm is startWarm, once; fs.ErrNotExist without a warm image. frozen tells that it was one that is copied.
+func (c *ctr) tryWarm(ctx context.Context, key string, steps *phases, undo *undoStack) (_ *sandbox.Sandbox, frozen bool, err error) {
+	i, err := c.node.loadWarm(ctx, key)
+	if err != nil {
+		return nil, false, err
+	}
+	defer c.node.warmth.give(i)
+	steps.done("load")
+	var mine undoStack
+	machine, err := c.warmUp(ctx, key, i, steps, &mine)
+	if err != nil {
+		mine.run(c.node.options.Log.With("container", c.id))
+		return nil, i.from.frozen != nil, err
+	}
+	undo.steps = append(undo.steps, mine.steps...)
+	return machine, false, nil
 }
 
 func (c *ctr) warmUp(ctx context.Context, key string, i *warmImage, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {

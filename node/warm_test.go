@@ -371,3 +371,43 @@ func TestShadowsInTurn(t *testing.T) {
 		}
 	})
 }
+
+// Where machines can be copied, the shadow stays, frozen, and the next ones are copies of it; without it they are restored.
+func TestWarmCopies(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.serving()
+		h.driver.Copy(nil)
+		ready := "after " + time.Now().Add(20*time.Second).Format(time.RFC3339)
+		h.run("cold", "serve", warm(warmReadyLabel, ready))
+		h.settled()
+		all := h.driver.Frozen()
+		if len(all) != 1 || len(h.driver.Running()) != 2 {
+			t.Fatalf("%d frozen machines of %d", len(all), len(h.driver.Running()))
+		}
+		frozen := all[0]
+		check := func(name string, copied bool) {
+			t.Helper()
+			id := h.run(name, "serve", warm(warmReadyLabel, ready), autoRemove)
+			synctest.Wait()
+			if got := h.output(id); got != "ready\nserving, ready\nserving, ready\n" {
+				t.Errorf("%s says %q", name, got)
+			}
+			m := h.driver.Machine(id)
+			if who := m.Identified(); len(who) != 1 || who[0].NewID != id || who[0].BootID == "" {
+				t.Errorf("%s is %+v", name, who)
+			}
+			if shares := m.Config.UID == frozen.Config.UID; shares != copied && os.Geteuid() == 0 {
+				t.Errorf("%s runs as %d, the frozen one as %d", name, m.Config.UID, frozen.Config.UID)
+			}
+		}
+		check("one", true)
+		check("two", true)
+		frozen.Die(errors.New("out of memory"))
+		check("three", false)
+		h.restart()
+		check("four", false)
+		if n := len(h.driver.Frozen()); n != 0 {
+			t.Errorf("%d frozen machines are left", n)
+		}
+	})
+}

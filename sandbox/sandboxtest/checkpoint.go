@@ -59,16 +59,7 @@ func (m *Machine) Checkpoint(ctx context.Context, soon, still func(context.Conte
 	if held {
 		m.paused = make(chan struct{})
 	}
-	i := image{Disks: m.Config.Disks}
-	for id, c := range m.containers {
-		one := imageContainer{ID: id, Request: c.request, Frozen: c.frozen}
-		if p := c.processes[""]; p != nil {
-			p.mu.Lock()
-			one.Running, one.Memory, one.Out, one.Acked = !p.over, p.memory, append([]byte(nil), p.out...), p.acked
-			p.mu.Unlock()
-		}
-		i.Containers = append(i.Containers, one)
-	}
+	i := m.image()
 	m.mu.Unlock()
 	begun := time.Now()
 	err := still(ctx)
@@ -88,6 +79,21 @@ func (m *Machine) Checkpoint(ctx context.Context, soon, still func(context.Conte
 		return nil, 0, err
 	}
 	return &saved{driver: m.driver, text: b}, max(1, time.Since(begun)), nil
+}
+
+// image is what the machine has now. m.mu is held.
+func (m *Machine) image() image {
+	i := image{Disks: m.Config.Disks}
+	for id, c := range m.containers {
+		one := imageContainer{ID: id, Request: c.request, Frozen: c.frozen}
+		if p := c.processes[""]; p != nil {
+			p.mu.Lock()
+			one.Running, one.Memory, one.Out, one.Acked = !p.over, p.memory, append([]byte(nil), p.out...), p.acked
+			p.mu.Unlock()
+		}
+		i.Containers = append(i.Containers, one)
+	}
+	return i
 }
 
 // Write puts the state on disk.

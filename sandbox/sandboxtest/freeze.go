@@ -36,14 +36,12 @@ func (m *Machine) Freeze(context.Context) (vm.Source, error) {
 	switch {
 	case m.ended:
 		return nil, vm.ErrExited
-	case !m.Config.Forkable:
-		return nil, fmt.Errorf("%w: not Forkable", vm.ErrInvalid)
 	}
 	m.frozen = true
 	if m.conn != nil {
 		m.conn.Close()
 	}
-	return frozen{m}, nil
+	return frozen{m, m.image()}, nil
 }
 
 // Frozen machines are those that others are copies of.
@@ -59,9 +57,12 @@ func (d *Driver) Frozen() (all []*Machine) {
 }
 
 // frozen is a machine that others are copies of.
-type frozen struct{ m *Machine }
+type frozen struct {
+	m     *Machine
+	image image
+}
 
-// Restore implements vm.Source. The copy has the containers that run nothing, as prepared ones do.
+// Restore implements vm.Source. The copy has the containers as a restored machine has them.
 func (f frozen) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
@@ -73,8 +74,16 @@ func (f frozen) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 		serials = append(serials, d.Serial)
 	}
 	slices.Sort(serials)
-	if there := slices.Sorted(maps.Keys(f.m.disks)); !slices.Equal(serials, there) {
+	there := slices.Collect(maps.Keys(f.m.disks))
+	for _, d := range f.m.Config.Disks {
+		there = append(there, d.Serial)
+	}
+	slices.Sort(there)
+	if !slices.Equal(serials, there) {
 		return nil, fmt.Errorf("%w: Disks: %v, not %v", vm.ErrInvalid, serials, there)
+	}
+	if !f.m.Config.Forkable && (c.Forkable || c.UID != f.m.Config.UID) {
+		return nil, fmt.Errorf("%w: UID %d, Forkable %v", vm.ErrInvalid, c.UID, c.Forkable)
 	}
 	v, err := f.m.driver.Start(ctx, c)
 	if err != nil {
@@ -82,9 +91,7 @@ func (f frozen) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 	}
 	copied := v.(*Machine)
 	copied.disks = maps.Clone(f.m.disks)
-	for id, container := range f.m.containers {
-		copied.containers[id] = &guestContainer{id: id, request: container.request, processes: map[string]*Process{}}
-	}
+	copied.revive(f.image)
 	return copied, nil
 }
 
