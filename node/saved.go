@@ -25,7 +25,7 @@ const scratchName = "scratch.ext4"
 // savedRun is a container that was saved while it ran, in the midst of it: what another one, or itself later, goes on
 // from. The container in it stands still (sandbox.Freeze).
 type savedRun struct {
-	saved  vm.Saved       // nil when it is frozen
+	saved  vm.Saved       // nil when it is frozen, and the state on the disk
 	frozen *frozenRun     // nil: it is saved
 	config sandbox.Config // of the VM that was saved; its token is the one that the saved agent knows
 	guest  string         // the id that the saved agent knows the container by
@@ -47,12 +47,15 @@ func (s *savedRun) source() vm.Source {
 
 // close lets go of it.
 func (s *savedRun) close() error {
-	if s.frozen == nil {
-		return s.saved.Close()
+	var errs []error
+	if s.saved != nil {
+		errs = append(errs, s.saved.Close())
 	}
-	err := s.frozen.source.Close()
-	s.frozen.release()
-	return err
+	if s.frozen != nil {
+		errs = append(errs, s.frozen.source.Close())
+		s.frozen.release()
+	}
+	return errors.Join(errs...)
 }
 
 // form is what saved state depends on beside the machine's size and disks.

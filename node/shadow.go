@@ -48,6 +48,9 @@ func (n *Node) makeShadow(key string, source record) {
 	case <-n.ctx.Done():
 		return
 	}
+	if _, err := os.Stat(n.warmth.path(key)); err == nil {
+		return // one of another container has come to be meanwhile
+	}
 	began := time.Now()
 	ctx, cancel := context.WithTimeoutCause(n.ctx, shadowLimit, fmt.Errorf("it was not ready within %v", shadowLimit))
 	defer cancel()
@@ -235,12 +238,18 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox,
 	from := &savedRun{saved: saved, config: *s.snapshot().Sandbox, guest: s.id}
 	defer func() {
 		if err != nil {
-			from.saved.Close()
+			err = errors.Join(err, from.close())
 		}
 	}()
 	frozen, err := s.freeze(ctx, machine)
 	if err != nil {
 		return err
+	}
+	if frozen != nil {
+		kept := *things
+		things.forget()
+		log := n.options.Log.With("shadow", s.id)
+		from.frozen = &frozenRun{source: frozen, release: func() { kept.run(log) }}
 	}
 	draft, err := snapshot.NewDraft(n.warmth.dir)
 	if err != nil {
@@ -259,17 +268,12 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox,
 		return err
 	}
 	if frozen != nil { // the state is on the disk, for later daemons
-		kept := *things
-		things.forget()
-		log := n.options.Log.With("shadow", s.id)
-		from.frozen = &frozenRun{source: frozen, release: func() { kept.run(log) }}
-		if err := from.saved.Close(); err != nil {
-			log.Warn("close saved state", "err", err)
+		saved, from.saved = from.saved, nil
+		if err := saved.Close(); err != nil {
+			return err
 		}
-		from.saved = nil
 	}
-	n.warmth.keep(key, from)
-	return nil
+	return n.warmth.keep(key, from)
 }
 
 // freeze makes the shadow's VM what others are copied from, or ends it where that cannot be: then it returns nil.

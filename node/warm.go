@@ -63,6 +63,7 @@ type warmth struct {
 type warmImage struct {
 	key  string
 	from *savedRun
+	disk *os.File // the scratch disk as from expects it, whatever has come to be at its path
 	// users are restoring from it; the last one closes it when it is dropped.
 	users   int
 	dropped bool
@@ -156,15 +157,21 @@ func (w *warmth) fail(key string, why error) {
 	_ = errors.Join(os.WriteFile(w.failure(key), []byte(clean(why.Error())+"\n"), 0o600), os.Chtimes(w.failure(key), now, now))
 }
 
-// keep puts a warm image into memory, as the one used last.
-func (w *warmth) keep(key string, from *savedRun) {
+// keep puts a warm image, whose disk lies in its directory, into memory, as the one used last. On error from is the caller's.
+func (w *warmth) keep(key string, from *savedRun) error {
+	disk, err := os.Open(filepath.Join(w.path(key), scratchName))
+	if err != nil {
+		return err
+	}
+	w.unload(key)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.loaded = append(w.loaded, &warmImage{key: key, from: from})
+	w.loaded = append(w.loaded, &warmImage{key: key, from: from, disk: disk})
 	if len(w.loaded) > maxWarmLoaded {
 		w.dropLocked(w.loaded[0])
 		w.loaded = w.loaded[1:]
 	}
+	return nil
 }
 
 // take returns the image in memory, for use until give; nil when it is not there.
@@ -185,14 +192,19 @@ func (w *warmth) give(i *warmImage) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if i.users--; i.users == 0 && i.dropped {
-		i.from.close()
+		i.close()
 	}
 }
 
 func (w *warmth) dropLocked(i *warmImage) {
 	if i.dropped = true; i.users == 0 {
-		i.from.close()
+		i.close()
 	}
+}
+
+func (i *warmImage) close() {
+	i.from.close()
+	i.disk.Close()
 }
 
 // unload removes an image from memory.
@@ -354,7 +366,9 @@ func (n *Node) loadWarm(ctx context.Context, key string) (*warmImage, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.warmth.keep(key, from)
+	if err := n.warmth.keep(key, from); err != nil {
+		return nil, errors.Join(err, from.close())
+	}
 	if i := n.warmth.take(key); i != nil {
 		return i, nil
 	}
@@ -375,7 +389,7 @@ func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *un
 	if err == nil {
 		return machine
 	}
-	if ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) { // else it says nothing about the image
+	if _, there := os.Stat(n.warmth.path(key)); ctx.Err() == nil && there == nil { // else it says nothing about the image, or there is none
 		log.Warn("start from warm image; starting cold", "err", err)
 		if err := n.warmth.forget(key); err != nil {
 			log.Error("remove warm image", "err", err)
@@ -407,7 +421,7 @@ func (c *ctr) warmUp(ctx context.Context, key string, i *warmImage, steps *phase
 		return nil, err
 	}
 	undo.push("disk", func() error { return os.RemoveAll(filepath.Join(c.dir(), scratchName)) })
-	if err := c.copyScratch(ctx, filepath.Join(c.node.warmth.path(key), scratchName)); err != nil {
+	if err := c.copyScratch(ctx, fmt.Sprintf("/proc/self/fd/%d", i.disk.Fd())); err != nil {
 		return nil, err
 	}
 	now := time.Now()

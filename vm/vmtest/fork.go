@@ -2,6 +2,7 @@ package vmtest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -206,6 +207,15 @@ func (s *suite) testForkOtherConfig(t *testing.T, f frozen) {
 func (s *suite) testNotForkable(t *testing.T, f frozen) {
 	m := s.fork(t, f)
 	call(t, m.session(), guestapi.MethodKeep, guestapi.Print{Text: "second"}, nil)
+	// It may have been saved before, and stand still since.
+	if err := m.VM.(vm.Pauser).Pause(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	saved, _, err := m.VM.(vm.Checkpointer).Checkpoint(within(t), nil, func(context.Context) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer saved.Close()
 	source, err := m.VM.(vm.Freezer).Freeze(within(t))
 	if errors.Is(err, errors.ErrUnsupported) && os.Geteuid() != 0 {
 		t.Skip(err)
