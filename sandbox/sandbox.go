@@ -137,6 +137,28 @@ func (s *Sandbox) dial(ctx context.Context, token wire.Token) (*wire.Client, err
 		case <-watched:
 		}
 	}()
+	for patience := firstPatience; ; patience = min(2*patience, mostPatience) {
+		client, err := s.dialOnce(ctx, token, patience)
+		if err == nil || !errors.Is(err, errNoAnswer) {
+			return client, err
+		}
+	}
+}
+
+// An agent that is there answers at once, but the answer may be lost on its way: QEMU holds back all that a guest writes to the port once it has
+// written something while it did not know yet that no host was connected any more, until a host that connects after that goes away again. So
+// one that has not answered for a while is asked again, by another connection; firstPatience (of a busy machine's) doubles each time.
+const (
+	firstPatience = time.Second
+	mostPatience  = 8 * time.Second
+)
+
+var errNoAnswer = errors.New("the guest's agent does not answer")
+
+// dialOnce is dial for as long as patience. errNoAnswer after that.
+func (s *Sandbox) dialOnce(ctx context.Context, token wire.Token, patience time.Duration) (*wire.Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoAnswer)
+	defer cancel()
 	conn, err := s.vm.Dial(ctx, api.AgentPort)
 	if err != nil {
 		return nil, err

@@ -116,6 +116,36 @@ func TestBootWithoutTimer(t *testing.T) {
 	}
 }
 
+// An agent whose answer is lost is asked again by another connection, soon.
+func TestLostAnswer(t *testing.T) {
+	inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {
+		s := start(t, d, c, "lines", "3")
+		s.Disconnect()
+		again, err := sandbox.Attach(context.Background(), d, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Deafen(2)
+		begun := time.Now()
+		if _, err := again.Ping(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		// Whoever loses patience before has his own reason.
+		d.Deafen(100)
+		again.Disconnect()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if _, err := again.Ping(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("nobody answers: %v", err)
+		}
+		d.Deafen(0)
+	})
+}
+
 // A guest that answers nobody holds up none but those who wait for it, and each of those no longer than they like.
 func TestHungGuest(t *testing.T) {
 	inBubble(t, func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config) {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 
@@ -36,6 +37,8 @@ type Driver struct {
 	// forks and unfreezable are Copy's.
 	forks       bool
 	unfreezable error
+	// deaf is how many connections nobody answers.
+	deaf int
 	// kills is what Kill waits for, if not nil.
 	kills chan struct{}
 }
@@ -173,8 +176,23 @@ func (m *Machine) Dial(ctx context.Context, _ uint32) (net.Conn, error) {
 	}
 	host, guest := net.Pipe()
 	m.conn = guest
-	go m.serve(guest)
+	m.driver.mu.Lock()
+	deaf := m.driver.deaf > 0
+	m.driver.deaf--
+	m.driver.mu.Unlock()
+	if deaf {
+		go io.Copy(io.Discard, guest)
+	} else {
+		go m.serve(guest)
+	}
 	return host, nil
+}
+
+// Deafen makes the next connections, so many, ones that nobody answers.
+func (d *Driver) Deafen(connections int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.deaf = connections
 }
 
 // serve is one session, as the agent has it.

@@ -218,6 +218,13 @@ func (p *parent) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 			}
 			m.disks.settle(d.Serial)
 		}
+		// The guest does not know that the one who was connected has gone. If it writes before it does, and nobody is there, QEMU
+		// holds back all that comes after.
+		conn, err := connect(ctx, m.dir, agentSocket)
+		if err != nil {
+			return err
+		}
+		m.early, m.streams[agentSocket] = conn, conn
 		return m.mon.run(ctx, "cont", nil)
 	})
 }

@@ -42,6 +42,7 @@ type machine struct {
 	frozen  bool                 // Freeze has been called: the monitor listens to nobody any more
 	reason  string               // the monitor's word for why the guest ended; empty when it has not said
 	streams map[string]net.Conn  // the one connection to each socket
+	early   net.Conn             // to the agent's, for the first who dials; see parent.Restore
 	stood   map[string]time.Time // when it last stopped and resumed, by the event's name
 
 	done chan struct{}
@@ -80,6 +81,9 @@ func (d *Driver) open(ctx context.Context, c vm.Config, proc *process) (_ *machi
 
 // abandon lets go of a QEMU whose watch has not begun.
 func (m *machine) abandon() {
+	if m.early != nil {
+		m.early.Close()
+	}
 	m.mon.close()
 	m.consoleConn.Close()
 	m.console.close()
@@ -280,6 +284,11 @@ func (m *machine) dial(ctx context.Context, socket string) (net.Conn, error) {
 	case <-m.done:
 		return nil, vm.ErrExited
 	default:
+	}
+	if socket == agentSocket && m.early != nil {
+		conn := m.early
+		m.early = nil
+		return conn, nil
 	}
 	if before := m.streams[socket]; before != nil {
 		before.Close()
