@@ -33,7 +33,7 @@ func (n *Node) recover(ctx context.Context) error {
 		n.containers[rec.ID] = c
 		n.names[rec.Name] = rec.ID
 		if rec.Sandbox != nil {
-			n.uids[rec.Sandbox.VM.UID] ++
+			n.uids[rec.Sandbox.VM.UID]++
 		}
 		c.loadExecs()
 	}
