@@ -120,7 +120,9 @@ func compile(ifindex int, list []egress.Rule) (map[prefixKey]rulesValue, error) 
 	}
 	// A rule for ::/0 says nothing of IPv4, which lies below it in the tree.
 	if k := key(ifindex, netip.PrefixFrom(netip.IPv4Unspecified(), 0)); len(list) > 0 {
-		compiled[k] = compiled[k]
+		if _, there := compiled[k]; !there {
+			compiled[k] = rulesValue{}
+		}
 	}
 	return compiled, nil
 }

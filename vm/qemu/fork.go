@@ -35,12 +35,8 @@ type parent struct {
 	nameAt  uint64           // address of the VM's id in the command line that ps(1) shows; 0: unknown
 }
 
-const (
-	// restLimit bounds the time that QEMU takes to notice that nobody is connected to it any more, and to come to rest.
-	restLimit = 20 * time.Second
-	// restStep is how often it is looked at meanwhile.
-	restStep = 5 * time.Millisecond
-)
+// restLimit bounds the time that QEMU takes to notice that nobody is connected to it any more, and to come to rest.
+const restLimit = 20 * time.Second
 
 // Forks implements vm.Forker. What emulates the processor is memory of QEMU's; KVM's virtual machines are bound to their process.
 func (d *Driver) Forks(context.Context) bool {

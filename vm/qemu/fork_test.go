@@ -125,7 +125,7 @@ func TestCopyIsConfined(t *testing.T) {
 		}
 		zero := "0000000000000000"
 		wants := []string{"CapInh:\t" + zero, "CapPrm:\t" + zero, "CapEff:\t" + zero, "CapAmb:\t" + zero, "NoNewPrivs:\t1", "Seccomp_filters:\t2",
-			"TracerPid:\t0", fmt.Sprintf("NSsid:\t%d", pid), fmt.Sprintf("Groups:\t \n")}
+			"TracerPid:\t0", fmt.Sprintf("NSsid:\t%d", pid), "Groups:\t \n"}
 		if os.Geteuid() == 0 {
 			wants = append(wants, fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", own.UID), fmt.Sprintf("Gid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", own.GID))
 		} else {
