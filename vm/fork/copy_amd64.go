@@ -58,18 +58,19 @@ func (p *Parent) fork(o *Options) (pid int, _ *os.File, err error) {
 	if pid == 0 {
 		return 0, nil, errors.Join(err, errors.New("no copy was made"))
 	}
-	c := &copied{parent: p, o: o}
+	t := &tracee{tid: pid}
+	c := &copied{parent: p, o: o, threads: []*tracee{t}}
 	defer func() {
 		if err != nil {
 			unix.Kill(pid, unix.SIGKILL) // our child, and not waited for yet
-			unix.Wait4(pid, nil, unix.WALL, nil)
+			for _, t := range slices.Backward(c.threads) {
+				t.reap()
+			}
 		}
 	}()
 	if err != nil {
 		return 0, nil, err
 	}
-	t := &tracee{tid: pid}
-	c.threads = append(c.threads, t)
 	if err := t.stopped(); err != nil {
 		return 0, nil, err
 	}
@@ -110,7 +111,7 @@ func (c *copied) complete() error {
 		{"take descriptors", c.takeFiles},
 		{"make eventfds", c.makeEventfds},
 		{"change user", c.becomeUser},
-		{"make it undumpable", func() error { return c.call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0) }},
+		{"hide it", t.hide},
 		{"install seccomp filter", c.confine},
 		{"give back memory", func() error { return c.call(unix.SYS_MUNMAP, c.scratch, scratchSize) }},
 		{"make threads", c.makeThreads},
@@ -304,13 +305,13 @@ func (c *copied) makeThreads() error {
 			return err
 		}
 		t := &tracee{tid: tid}
+		c.threads = append(c.threads, t)
 		if err := t.stopped(); err != nil {
 			return err
 		}
 		if err := th.become(t); err != nil {
 			return err
 		}
-		c.threads = append(c.threads, t)
 	}
 	return nil
 }

@@ -8,7 +8,7 @@
 // # Parents
 //
 // A process becomes a Parent by Seize and never runs again. Its end comes with Close, or with that of the process that has seized it
-// (PTRACE_O_EXITKILL), and so does that of a copy that is not complete yet. Neither parents nor copies are dumpable (prctl(2)): other
+// (PTRACE_O_EXITKILL), and so does that of a copy that is not complete yet. Root's parents and copies are not dumpable (prctl(2)): other
 // processes of the same user cannot look into them.
 //
 // A parent's seccomp filter must let it make copies (clone), and them do what Options say, unless the caller may suspend it meanwhile

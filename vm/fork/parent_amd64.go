@@ -24,6 +24,7 @@ type Parent struct {
 	closed     chan struct{}
 	close      func()
 	unfiltered bool
+	pidfd      int
 
 	// What follows belongs to the thread that serves.
 	threads  []*thread // the first is the process's first
@@ -69,34 +70,23 @@ func (p *Parent) serve(pid int, seized chan<- error) {
 	if err != nil {
 		return
 	}
-	ended := make(chan struct{})
-	go p.reap(ended)
+	defer unix.Close(p.pidfd)
+	go reap(p.threads[1:])
 	for {
 		select {
 		case f := <-p.calls:
 			f()
 		case <-p.closed:
-			select {
-			case <-ended:
-			default:
-				unix.Kill(pid, unix.SIGKILL)
-			}
+			unix.PidfdSendSignal(p.pidfd, unix.SIGKILL, nil, 0) // it may have ended before
 			return
 		}
 	}
 }
 
-// reap waits for the end of the threads but the first, of which nobody else is told: the process has not ended before.
-func (p *Parent) reap(ended chan<- struct{}) {
-	defer close(ended)
-	for _, t := range p.threads[1:] {
-		for {
-			var ws unix.WaitStatus
-			_, err := unix.Wait4(t.tid, &ws, unix.WALL, nil)
-			if err != unix.EINTR && (err != nil || ws.Exited() || ws.Signaled()) {
-				break
-			}
-		}
+// reap waits for the end of threads that are not their process's first, of which nobody else is told: the process has not ended before.
+func reap(threads []*thread) {
+	for _, t := range threads {
+		t.reap()
 	}
 }
 
@@ -157,10 +147,11 @@ func (p *Parent) seize(pid int) error {
 	if err := p.inherit(pid); err != nil {
 		return err
 	}
-	if _, _, err := p.threads[0].call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0); err != nil {
-		return fmt.Errorf("make it undumpable: %w", err)
+	if err := p.threads[0].hide(); err != nil {
+		return err
 	}
-	return nil
+	p.pidfd, err = unix.PidfdOpen(pid, 0)
+	return err
 }
 
 // checkInstruction looks whether there is a system call where there must be one.

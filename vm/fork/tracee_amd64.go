@@ -175,6 +175,28 @@ func (t *tracee) release() {
 	}
 }
 
+// reap waits for the thread's end.
+func (t *tracee) reap() {
+	for {
+		var ws unix.WaitStatus
+		_, err := unix.Wait4(t.tid, &ws, unix.WALL, nil)
+		if err != unix.EINTR && (err != nil || ws.Exited() || ws.Signaled()) {
+			return
+		}
+	}
+}
+
+// hide makes the process undumpable, where that does not keep the caller out of it as well.
+func (t *tracee) hide() error {
+	if unix.Geteuid() != 0 {
+		return nil
+	}
+	if _, _, err := t.call(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0); err != nil {
+		return fmt.Errorf("make it undumpable: %w", err)
+	}
+	return nil
+}
+
 // thread is what a thread has beside its memory: what another one like it must be given.
 type thread struct {
 	tracee
