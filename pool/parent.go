@@ -23,7 +23,11 @@ type parent struct {
 	prepared *Preparation // nil for one without; then scratch is the path of its writable disk
 	scratch  string
 	private  int64 // bytes of the host's memory that it has for itself
+	late     int   // how many copies in a row have not answered in time; p.mu guards it
 }
+
+// maxLate is how many copies in a row may not answer in time before that is no more believed to be for the machine's load.
+const maxLate = 3
 
 // warmings is how often a parent is warmed. What is translated then, no copy has to.
 const warmings = 2
@@ -155,9 +159,16 @@ func (p *Pool) watchParent(c *class, parent *parent) {
 	}
 }
 
-// lost forgets a parent that is of no use. Others are made.
+// lost forgets a parent that is of no use: it has ended, or its copies do. Others are made.
 func (p *Pool) lost(c *class, gone *parent, why error) {
 	p.mu.Lock()
+	if errors.Is(why, context.DeadlineExceeded) {
+		if gone.late++; gone.late < maxLate {
+			p.mu.Unlock()
+			p.o.Log.Warn("copy virtual machine", "err", why)
+			return
+		}
+	}
 	found := c.parent == gone
 	if found {
 		c.parent = nil
@@ -225,6 +236,9 @@ func (p *Pool) copy(ctx context.Context, c *class, from *parent) (*Ready, error)
 	if err != nil {
 		return nil, err
 	}
+	p.mu.Lock()
+	from.late = 0
+	p.mu.Unlock()
 	if from.prepared != nil {
 		r.Prepared, r.PreparedAs = from.prepared, from.config.VM.ID
 	}
