@@ -193,6 +193,8 @@ type CreateRequest struct {
 	// what to run before MethodStart or MethodRun. It is for processes with neither a terminal nor Init nor no_new_privs, and
 	// with filters that let pass what comes between the filter and the program.
 	Park bool `json:"park,omitempty"`
+	// Read, of a MethodPrepare, are paths in the container: of the first that is a file, which is likely to be what is run, 8 MiB are read.
+	Read []string `json:"read,omitempty"`
 	// Configure is applied first, as MethodConfigure does.
 	Configure *ConfigureRequest `json:"configure,omitempty"`
 	// Network is applied next, as MethodNetwork does; nil leaves the interfaces as they are. That of a MethodPrepare has no

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"strings"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/node/runspec"
@@ -63,11 +65,31 @@ func (c *ctr) preparation(p *plan) *pool.Preparation {
 		return nil
 	}
 	first.Network = &api.NetworkRequest{Interfaces: ahead}
+	first.Read = programs(process.Args, process.Env)
 	return &pool.Preparation{
 		Key: digest(key, network), Base: digest(key), Name: p.rec.Config.Image, Layers: layers, Scratch: scratchSerial, Request: first,
 		MakeScratch: func(ctx context.Context, path string) error { return n.scratch.New(ctx, path, size) }, CopyScratch: n.scratch.Copy,
 	}
 }
+
+// programs are the paths at which the program of a process may be, in the order in which it is looked for.
+func programs(args, env []string) []string {
+	if len(args) == 0 || strings.Contains(args[0], "/") {
+		return args[:min(1, len(args))]
+	}
+	var all []string
+	for _, pair := range env {
+		if list, ok := strings.CutPrefix(pair, "PATH="); ok {
+			for dir := range strings.SplitSeq(list, ":") {
+				all = append(all, path.Join("/", dir, args[0]))
+			}
+		}
+	}
+	return all[:min(len(all), maxPrograms)]
+}
+
+// maxPrograms is how many directories of a PATH are looked at ahead.
+const maxPrograms = 16
 
 // digest names some bytes.
 func digest(parts ...[]byte) string {

@@ -30,7 +30,7 @@ type parent struct {
 const maxLate = 3
 
 // warmings is how often a parent is warmed. What is translated then, no copy has to.
-const warmings = 2
+const warmings = 6
 
 // forking tells whether what is ready of a size is to be copied rather than restored.
 func (p *Pool) forking(c *class) bool { return p.forks && !c.unforked }
