@@ -125,15 +125,9 @@ func startElsewhere(t *testing.T, o order) (pid int) {
 	return 0
 }
 
-// testAttach takes over a VM whose daemon has crashed.
-func (s *suite) testAttach(t *testing.T) {
-	c := s.config(t)
-	disk := newDisk(t, "BOOTDISK", 64<<10)
-	c.Disks = []vm.Disk{disk}
-	pid := startElsewhere(t, order{Config: c})
-	if !runs(pid) {
-		t.Fatal("the VM has gone with the process that started it")
-	}
+// takeOver attaches to a VM that a process started which has been killed since.
+func (s *suite) takeOver(t *testing.T, c vm.Config, pid int) *machine {
+	t.Helper()
 	v, err := s.driver.Attach(within(t), c)
 	if err != nil {
 		syscall.Kill(pid, syscall.SIGKILL)
@@ -143,6 +137,29 @@ func (s *suite) testAttach(t *testing.T) {
 	if m.PID() != pid {
 		t.Errorf("attached to process %d, want %d", m.PID(), pid)
 	}
+	return m
+}
+
+// testTakenOver takes over a VM that goes on from another; it lives, and takes a disk.
+func (s *suite) testTakenOver(t *testing.T, o order) {
+	t.Helper()
+	m := s.takeOver(t, o.Config, startElsewhere(t, o))
+	ping(t, m.session())
+	disk := newDisk(t, "LATE", 64<<10)
+	plug(t, m, disk)
+	call(t, m.session(), guestapi.MethodAwait, guestapi.Await{Serial: disk.Serial, Present: true}, nil)
+}
+
+// testAttach takes over a VM whose daemon has crashed.
+func (s *suite) testAttach(t *testing.T) {
+	c := s.config(t)
+	disk := newDisk(t, "BOOTDISK", 64<<10)
+	c.Disks = []vm.Disk{disk}
+	pid := startElsewhere(t, order{Config: c})
+	if !runs(pid) {
+		t.Fatal("the VM has gone with the process that started it")
+	}
+	m := s.takeOver(t, c, pid)
 	client := m.session()
 	ping(t, client)
 	call(t, client, guestapi.MethodAwait, guestapi.Await{Serial: disk.Serial, Present: true}, nil)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,7 +31,7 @@ func (s *suite) testFork(t *testing.T) {
 		t.Skip("VMs cannot be copied here")
 	}
 	f := s.freeze(t)
-	t.Run("Two", func(t *testing.T) { s.testForkTwo(t, f) })
+	t.Run("Two", func(t *testing.T) { testTwo(t, func(t *testing.T) *machine { return s.fork(t, f) }, f.text) })
 	t.Run("Plug", func(t *testing.T) {
 		m := s.fork(t, f)
 		client := m.session()
@@ -97,65 +96,13 @@ func (s *suite) fork(t *testing.T, f frozen) *machine {
 	return watched(t, v, c)
 }
 
-func forked(t *testing.T, f frozen) vm.Config {
-	c := f.config
-	c.Dir, c.Forkable, c.Initrd, c.Cmdline = t.TempDir(), false, "", nil
-	c.NICs = slices.Clone(c.NICs)
-	if os.Geteuid() == 0 {
-		c.UID, c.GID = 1_900_123_456, 1_900_123_456 // a user with no right to anything
-	}
-	return c
-}
-
-// testForkTwo checks that what two VMs write is their own, and that both see what was there.
-func (s *suite) testForkTwo(t *testing.T, f frozen) {
-	var both sync.WaitGroup
-	for _, mine := range []string{"one", "other"} {
-		both.Add(1)
-		go t.Run(mine, func(t *testing.T) {
-			defer both.Done()
-			began := time.Now()
-			m := s.fork(t, f)
-			made := time.Since(began)
-			client := m.session()
-			ping(t, client)
-			t.Logf("copied in %v, answered after %v", made.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
-			var was guestapi.Print
-			call(t, client, guestapi.MethodKeep, guestapi.Print{Text: mine}, &was)
-			if was.Text != f.text {
-				t.Errorf("the guest's memory holds %.40q… of %d bytes, not what was kept", was.Text, len(was.Text))
-			}
-			call(t, client, guestapi.MethodKeep, guestapi.Print{Text: mine}, &was)
-			if was.Text != mine {
-				t.Errorf("the guest's memory holds %.40q, want %q", was.Text, mine)
-			}
-			askEnd(t, client, guestapi.MethodPowerOff)
-			if err := m.end(); err != nil {
-				t.Errorf("after a power-off: %v", err)
-			}
-		})
-	}
-	both.Wait()
-}
+func forked(t *testing.T, f frozen) vm.Config { return another(t, f.config) }
 
 // testForkAttach takes over a copy whose daemon has crashed. The frozen VM ends with the daemon.
 func (s *suite) testForkAttach(t *testing.T, f frozen) {
-	parent, c := f.config, forked(t, f)
+	parent := f.config
 	parent.Dir = t.TempDir()
-	pid := startElsewhere(t, order{Config: c, Parent: &parent})
-	v, err := s.driver.Attach(within(t), c)
-	if err != nil {
-		syscall.Kill(pid, syscall.SIGKILL)
-		t.Fatal(err)
-	}
-	m := watched(t, v, c)
-	if m.PID() != pid {
-		t.Errorf("attached to process %d, want %d", m.PID(), pid)
-	}
-	ping(t, m.session())
-	disk := newDisk(t, "LATE", 64<<10)
-	plug(t, m, disk)
-	call(t, m.session(), guestapi.MethodAwait, guestapi.Await{Serial: disk.Serial, Present: true}, nil)
+	s.testTakenOver(t, order{Config: forked(t, f), Parent: &parent})
 	if _, err := s.driver.Attach(within(t), parent); !errors.Is(err, vm.ErrExited) {
 		t.Errorf("the frozen VM, after its daemon was killed: %v, want ErrExited", err)
 	}

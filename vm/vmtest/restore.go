@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -33,7 +32,7 @@ func (s *suite) testRestore(t *testing.T) {
 	}
 	tm := s.save(t, r)
 	before := digests(t, tm.dir)
-	t.Run("Two", func(t *testing.T) { s.testTwo(t, tm) })
+	t.Run("Two", func(t *testing.T) { testTwo(t, func(t *testing.T) *machine { return s.restore(t, tm) }, tm.text) })
 	t.Run("Plug", func(t *testing.T) { s.testRestoredPlug(t, tm) })
 	t.Run("Attach", func(t *testing.T) { s.testRestoredAttach(t, tm) })
 	t.Run("Network", func(t *testing.T) { s.testRestoredNetwork(t, tm) })
@@ -131,32 +130,34 @@ func (s *suite) restore(t *testing.T, tm template) *machine {
 	return watched(t, v, c)
 }
 
-func (s *suite) restored(t *testing.T, tm template) vm.Config {
-	c := tm.config
-	c.Dir, c.Savable, c.Initrd, c.Cmdline = t.TempDir(), false, "", nil
+func (s *suite) restored(t *testing.T, tm template) vm.Config { return another(t, tm.config) }
+
+// another is c for a VM that goes on from one of it: in a directory of its own, as a user with no right to anything.
+func another(t *testing.T, c vm.Config) vm.Config {
+	c.Dir, c.Savable, c.Forkable, c.Initrd, c.Cmdline = t.TempDir(), false, false, "", nil
 	c.NICs = slices.Clone(c.NICs)
 	if os.Geteuid() == 0 {
-		c.UID, c.GID = 1_900_123_456, 1_900_123_456 // a user with no right to anything
+		c.UID, c.GID = 1_900_123_456, 1_900_123_456
 	}
 	return c
 }
 
-// testTwo checks that what two VMs of one template write is their own.
-func (s *suite) testTwo(t *testing.T, tm template) {
+// testTwo checks that what two VMs that begin starts write is their own, and that both see the text that was kept before.
+func testTwo(t *testing.T, begin func(*testing.T) *machine, text string) {
 	var both sync.WaitGroup
 	for _, mine := range []string{"one", "other"} {
 		both.Add(1)
 		go t.Run(mine, func(t *testing.T) {
 			defer both.Done()
 			began := time.Now()
-			m := s.restore(t, tm)
-			restored := time.Since(began)
+			m := begin(t)
+			begun := time.Since(began)
 			client := m.session()
 			ping(t, client)
-			t.Logf("restored in %v, answered after %v", restored.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+			t.Logf("begun in %v, answered after %v", begun.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
 			var was guestapi.Print
 			call(t, client, guestapi.MethodKeep, guestapi.Print{Text: mine}, &was)
-			if was.Text != tm.text {
+			if was.Text != text {
 				t.Errorf("the guest's memory holds %.40q… of %d bytes, not what was kept", was.Text, len(was.Text))
 			}
 			call(t, client, guestapi.MethodKeep, guestapi.Print{Text: mine}, &was)
@@ -181,21 +182,7 @@ func (s *suite) testRestoredPlug(t *testing.T, tm template) {
 
 // testRestoredAttach takes over a restored VM whose daemon has crashed.
 func (s *suite) testRestoredAttach(t *testing.T, tm template) {
-	c := s.restored(t, tm)
-	pid := startElsewhere(t, order{Config: c, Saved: tm.dir})
-	v, err := s.driver.Attach(within(t), c)
-	if err != nil {
-		syscall.Kill(pid, syscall.SIGKILL)
-		t.Fatal(err)
-	}
-	m := watched(t, v, c)
-	if m.PID() != pid {
-		t.Errorf("attached to process %d, want %d", m.PID(), pid)
-	}
-	ping(t, m.session())
-	disk := newDisk(t, "LATE", 64<<10)
-	plug(t, m, disk)
-	call(t, m.session(), guestapi.MethodAwait, guestapi.Await{Serial: disk.Serial, Present: true}, nil)
+	s.testTakenOver(t, order{Config: s.restored(t, tm), Saved: tm.dir})
 }
 
 func testOtherConfig(t *testing.T, s *suite, tm template) {
