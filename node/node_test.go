@@ -143,6 +143,7 @@ var templates = sync.OnceValues(func() (string, error) { //nolint:gochecknogloba
 })
 
 func TestMain(m *testing.M) {
+	sandboxtest.Alone()
 	code := m.Run()
 	if dir, err := templates(); err == nil {
 		os.RemoveAll(dir)

@@ -168,18 +168,16 @@ func (s *Sandbox) dialOnce(ctx context.Context, token wire.Token, patience time.
 
 // explain adds why the monitor ended, or what the console said last, to an error of a guest that did not come up.
 func (s *Sandbox) explain(err error) error {
-	if err == nil {
+	if err = s.classify(err); err == nil {
 		return nil
 	}
-	select {
-	case <-s.vm.Done():
+	if errors.Is(err, ErrGone) {
 		if gone := s.vm.Wait(); gone != nil {
 			return fmt.Errorf("%w: %w", ErrGone, gone)
 		}
-		return fmt.Errorf("%w: the guest powered itself off; console: %q", ErrGone, s.vm.Console(512))
-	default:
-		return fmt.Errorf("%w; console: %q", err, s.vm.Console(512))
+		err = fmt.Errorf("%w: the guest powered itself off", ErrGone)
 	}
+	return fmt.Errorf("%w; console: %q", err, s.vm.Console(512))
 }
 
 // session returns the agent session, opening it when there is none or the one there was broke. One caller opens it;

@@ -3,6 +3,7 @@ package sandbox_test
 import (
 	"context"
 	"errors"
+	"os"
 	"runtime"
 	"testing"
 	"testing/synctest"
@@ -16,6 +17,11 @@ import (
 	"github.com/cradlevm/cradle/sandbox/sandboxtest"
 	"github.com/cradlevm/cradle/vm"
 )
+
+func TestMain(m *testing.M) {
+	sandboxtest.Alone()
+	os.Exit(m.Run())
+}
 
 func inBubble(t *testing.T, test func(t *testing.T, d *sandboxtest.Driver, c sandbox.Config)) {
 	t.Helper()
