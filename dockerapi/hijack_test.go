@@ -427,7 +427,7 @@ func TestEventsHangup(t *testing.T) {
 	c.send("GET /v1.52/events HTTP/1.1\r\nHost: d\r\nAccept: application/json-seq\r\n\r\n")
 	res := c.answer(http.StatusOK)
 	line, err := bufio.NewReader(res.Body).ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "\x1e{\"Type\":\"container\"") {
+	if err != nil || !strings.HasPrefix(line, "\x1e{\"status\":\"start\"") {
 		t.Fatalf("got %q, %v", line, err)
 	}
 	_ = c.Close()

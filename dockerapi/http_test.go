@@ -378,9 +378,9 @@ func TestProgressErrors(t *testing.T) {
 func TestEventsTypes(t *testing.T) {
 	s := New(newFake(), Options{})
 	for _, test := range []struct{ version, accept, contentType, body string }{
-		{"1.52", "", "application/json", `{"Type":"container","Action":"start",`},
+		{"1.52", "", "application/json", `{"status":"start","id":"abc","from":"alpine","Type":"container",`},
 		{"1.51", "", "application/json", `{"status":"start","id":"abc","from":"alpine","Type":"container",`},
-		{"1.52", "application/jsonl, application/x-ndjson;q=0.9", "application/jsonl", `{"Type"`},
+		{"1.52", "application/jsonl, application/x-ndjson;q=0.9", "application/jsonl", `{"status"`},
 		{"1.52", "text/html, application/json-seq;q=0.5", "application/json-seq", "\x1e{"},
 	} {
 		r := httptest.NewRequest("GET", "/v"+test.version+"/events?until=9", nil)

@@ -12,7 +12,8 @@ import (
 
 // This file shapes answers for clients of older API versions, where real clients read what newer ones dropped.
 
-// legacyEvent has the fields that said before 1.52 what Type, Action and Actor say now.
+// legacyEvent has the fields that said before 1.52 what Type, Action and Actor say now. All versions get them: docker-compose
+// 1.29 takes whatever version the server offers, and reads them.
 type legacyEvent struct {
 	Status string `json:"status,omitempty"`
 	ID     string `json:"id,omitempty"`
@@ -20,8 +21,8 @@ type legacyEvent struct {
 	events.Message
 }
 
-func (c *call) shapeEvent(m events.Message) any {
-	if c.version.atLeast(52) || (m.Type != events.ContainerEventType && m.Type != events.ImageEventType) {
+func shapeEvent(m events.Message) any {
+	if m.Type != events.ContainerEventType && m.Type != events.ImageEventType {
 		return m
 	}
 	e := legacyEvent{Status: string(m.Action), ID: m.Actor.ID, Message: m}

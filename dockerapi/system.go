@@ -83,7 +83,7 @@ func (s *server) events(c *call) error {
 	}
 	stream.open()
 	return s.b.Events(c.r.Context(), since, until, filters, func(m events.Message) error {
-		return stream.send(c.shapeEvent(m))
+		return stream.send(shapeEvent(m))
 	})
 }
 

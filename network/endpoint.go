@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -15,42 +16,44 @@ import (
 
 // EndpointSpec is what an endpoint is made from.
 type EndpointSpec struct {
-	Network   string           // name, id, or beginning of one
-	Sandbox   string           // whose it is: Reconcile asks whether it lives
-	Container string           // its id, which our resolver knows too
-	Name      string           // the container's, without a slash
-	Aliases   []string         // further names on this network
-	TAP       string           // from MakeTAP; not on another network; empty where endpoints are streams
-	IPv4      netip.Addr       // a fixed address, or the zero Addr
-	IPv6      netip.Addr       // the same
-	MAC       net.HardwareAddr // a fixed address, or nil
-	DNS       []netip.Addr     // asked in place of the host's resolvers; empty: the host's
-	Ports     []PortSpec       // published; none on an internal network
-	Policy    Policy           // what the guest may send; the zero Policy: all
-	Host      bool             // the guest of a stream may reach the host's own services; one with a TAP never may
+	Network   string            // name, id, or beginning of one
+	Sandbox   string            // whose it is: Reconcile asks whether it lives
+	Container string            // its id, which our resolver knows too
+	Name      string            // the container's, without a slash
+	Aliases   []string          // further names on this network
+	Links     map[string]string // names that only this container has for others, by name: a name, alias or id of the other's
+	TAP       string            // from MakeTAP; not on another network; empty where endpoints are streams
+	IPv4      netip.Addr        // a fixed address, or the zero Addr
+	IPv6      netip.Addr        // the same
+	MAC       net.HardwareAddr  // a fixed address, or nil
+	DNS       []netip.Addr      // asked in place of the host's resolvers; empty: the host's
+	Ports     []PortSpec        // published; none on an internal network
+	Policy    Policy            // what the guest may send; the zero Policy: all
+	Host      bool              // the guest of a stream may reach the host's own services; one with a TAP never may
 }
 
 // Endpoint is a guest's interface on a network.
 type Endpoint struct {
-	ID          string       `json:"id"`      // 64 hexadecimal digits
-	Network     string       `json:"network"` // id
-	NetworkName string       `json:"network_name"`
-	Sandbox     string       `json:"sandbox"`
-	Container   string       `json:"container"`
-	Name        string       `json:"name"`
-	Aliases     []string     `json:"aliases,omitempty"`
-	TAP         string       `json:"tap,omitempty"` // empty: a stream, see Plug
-	MAC         string       `json:"mac,omitempty"`
-	MTU         int          `json:"mtu,omitzero"`      // bytes
-	IPv4        netip.Prefix `json:"ipv4,omitzero"`     // with the subnet's length
-	IPv6        netip.Prefix `json:"ipv6,omitzero"`     // the same; the zero Prefix: none
-	Gateway4    netip.Addr   `json:"gateway4,omitzero"` // the way out; the zero Addr on an internal network
-	Gateway6    netip.Addr   `json:"gateway6,omitzero"`
-	Resolvers   []netip.Addr `json:"resolvers,omitempty"` // for /etc/resolv.conf
-	DNS         []netip.Addr `json:"dns,omitempty"`
-	Ports       []Port       `json:"ports,omitempty"`
-	Policy      Policy       `json:"policy,omitzero"`
-	Host        bool         `json:"host,omitzero"`
+	ID          string            `json:"id"`      // 64 hexadecimal digits
+	Network     string            `json:"network"` // id
+	NetworkName string            `json:"network_name"`
+	Sandbox     string            `json:"sandbox"`
+	Container   string            `json:"container"`
+	Name        string            `json:"name"`
+	Aliases     []string          `json:"aliases,omitempty"`
+	Links       map[string]string `json:"links,omitempty"` // see EndpointSpec
+	TAP         string            `json:"tap,omitempty"`   // empty: a stream, see Plug
+	MAC         string            `json:"mac,omitempty"`
+	MTU         int               `json:"mtu,omitzero"`      // bytes
+	IPv4        netip.Prefix      `json:"ipv4,omitzero"`     // with the subnet's length
+	IPv6        netip.Prefix      `json:"ipv6,omitzero"`     // the same; the zero Prefix: none
+	Gateway4    netip.Addr        `json:"gateway4,omitzero"` // the way out; the zero Addr on an internal network
+	Gateway6    netip.Addr        `json:"gateway6,omitzero"`
+	Resolvers   []netip.Addr      `json:"resolvers,omitempty"` // for /etc/resolv.conf
+	DNS         []netip.Addr      `json:"dns,omitempty"`
+	Ports       []Port            `json:"ports,omitempty"`
+	Policy      Policy            `json:"policy,omitzero"`
+	Host        bool              `json:"host,omitzero"`
 }
 
 // guarded is what the guard on the endpoint's TAP has to know.
@@ -100,7 +103,7 @@ func (n *Networks) Attach(ctx context.Context, s EndpointSpec) (_ Endpoint, err 
 		}
 	}()
 	e := &Endpoint{ID: randomID(), Network: net.ID, NetworkName: net.Name, Sandbox: s.Sandbox, Container: s.Container, Name: s.Name,
-		Aliases: slices.Clone(s.Aliases), TAP: s.TAP, MTU: net.MTU, DNS: slices.Clone(s.DNS), Policy: s.Policy, Host: s.Host}
+		Aliases: slices.Clone(s.Aliases), Links: maps.Clone(s.Links), TAP: s.TAP, MTU: net.MTU, DNS: slices.Clone(s.DNS), Policy: s.Policy, Host: s.Host}
 	if err := net.lease(e, s); err != nil {
 		return Endpoint{}, err
 	}

@@ -1,6 +1,8 @@
 package network
 
 import (
+	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,7 +22,8 @@ type names struct {
 // named is the part of an endpoint that has to do with names; it does not change once it is in the table.
 type named struct {
 	id, network, networkName, container, tap string
-	names                                    []string // lower case
+	names                                    []string          // lower case
+	links                                    map[string]string // lower case; what the container calls others, and their names
 	v4, v6                                   netip.Addr
 	internal                                 bool
 	upstreams                                []netip.AddrPort
@@ -40,6 +43,12 @@ func (t *names) put(e *Endpoint) {
 				k.names = append(k.names, name)
 			}
 		}
+	}
+	for name, other := range e.Links {
+		if k.links == nil {
+			k.links = map[string]string{}
+		}
+		k.links[strings.ToLower(name)] = strings.ToLower(other)
 	}
 	for _, a := range e.DNS {
 		k.upstreams = append(k.upstreams, netip.AddrPortFrom(a, 53))
@@ -78,18 +87,19 @@ func (d directory) Asker(source netip.Addr) (dns.Asker, bool) {
 	// A container may know all networks that it is on, and has a way out when one of them has.
 	on := map[string]bool{}
 	forward := false
-	policies := []*named{}
+	policies, links := []*named{}, map[string]string{}
 	for _, k := range t.endpoints {
 		if k.container == who.container {
 			on[k.network] = true
 			forward = forward || !k.internal
+			maps.Copy(links, k.links)
 			if k.policy.Deny || len(k.policy.Names) > 0 {
 				policies = append(policies, k)
 			}
 		}
 	}
 	asker := dns.Asker{
-		Lookup:    func(name string) ([]netip.Addr, bool) { return t.lookup(on, name) },
+		Lookup:    func(name string) ([]netip.Addr, bool) { return t.lookup(on, cmp.Or(links[name], name)) },
 		Reverse:   func(a netip.Addr) (string, bool) { return t.reverse(on, a) },
 		Forward:   forward,
 		Upstreams: who.upstreams,

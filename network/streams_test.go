@@ -213,12 +213,15 @@ func TestStreams(t *testing.T) {
 	here := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	web := attachStream(t, n, EndpointSpec{Network: "blue", Name: "web", Aliases: []string{"www"}, Ports: []PortSpec{
 		{Protocol: "tcp", HostIP: here, Container: 7}, {Protocol: "udp", HostIP: here, Container: 7}}})
-	other := attachStream(t, n, EndpointSpec{Network: "blue", Name: "other"})
+	other := attachStream(t, n, EndpointSpec{Network: "blue", Name: "other", Links: map[string]string{"Shop": "www"}})
 	alone := attachStream(t, n, EndpointSpec{Network: Default, Name: "alone"})
 	check := func(web, other, alone *streamGuest) {
 		t.Helper()
 		web.serve(7, "web")
-		for _, name := range []string{"web", "www", "web.blue"} {
+		if a, err := web.lookup("shop"); err == nil {
+			t.Errorf("another's link is known: %v", a)
+		}
+		for _, name := range []string{"web", "www", "web.blue", "shop"} {
 			if a, err := other.lookup(name); err != nil || len(a) != 1 || a[0] != web.e.IPv4.Addr() {
 				t.Errorf("%s: %v, %v", name, a, err)
 			}

@@ -163,6 +163,9 @@ func (c *ctr) attach(ctx context.Context, rec record, l *link, slot int, nic vm.
 	s.Ports = portSpecs(published)
 	s.Host = runspec.NeedsHost(&rec.HostConfig)
 	var err error
+	if s.Links, err = runspec.LinkNames(&l.Settings); err != nil {
+		return err
+	}
 	if s.Policy, err = compilePolicy(rec.policyOf(*l)); err != nil {
 		return err
 	}

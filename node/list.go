@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -98,7 +99,7 @@ func (n *Node) containerFilter(filters dockerapi.Filters) (func(*ctr, record) bo
 			any("ancestor", func(string) bool { return ancestors[r.ImageID] || ancestors[r.Config.Image] }) &&
 			any("health", func(v string) bool { return v == string(c.healthStatus()) }) &&
 			any("is-task", func(v string) bool { return v == "false" || v == "0" }) &&
-			any("network", func(v string) bool { return v == "none" }) &&
+			any("network", func(v string) bool { return onNetwork(&r, v) }) &&
 			any("volume", func(v string) bool { _, ok := r.Config.Volumes[v]; return ok }) &&
 			any("publish", func(string) bool { return false }) &&
 			any("expose", func(v string) bool {
@@ -121,6 +122,16 @@ func matchName(pattern, name string) bool {
 		return strings.HasSuffix(name, bare)
 	}
 	return strings.Contains(name, bare)
+}
+
+// onNetwork tells whether a container is on the network of this name or id.
+func onNetwork(r *record, network string) bool {
+	if r.HostConfig.NetworkMode.IsNone() {
+		return network == "none" || network == noneNetworkID
+	}
+	return slices.ContainsFunc(r.Links, func(l link) bool {
+		return l.Name == network || l.Endpoint != nil && l.Endpoint.Network == network
+	})
 }
 
 func exposes(ports network.PortSet, v string) bool {

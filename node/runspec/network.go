@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,8 +86,8 @@ func CheckShared(config *container.Config, hc *container.HostConfig) error {
 
 // CheckEndpoint looks at what a client wants of an endpoint. Errors: as Networks.
 func CheckEndpoint(s *network.EndpointSettings) error {
-	if len(s.Links) > 0 {
-		return unsupported("linking containers (--link)")
+	if _, err := LinkNames(s); err != nil {
+		return err
 	}
 	for _, a := range s.Aliases {
 		if !printable(a) || len(a) > 253 {
@@ -109,6 +110,28 @@ func CheckEndpoint(s *network.EndpointSettings) error {
 		return invalid("invalid IPv6 address: %s", ipam.IPv6Address)
 	}
 	return nil
+}
+
+// LinkNames are the names that a container has for others on one network (--link CONTAINER:NAME), each with what the other is
+// found by. On a network that users make a link is such a name and nothing else; HostConfig.Links mean nothing there, as with
+// docker. Errors: ErrInvalidArgument.
+func LinkNames(s *network.EndpointSettings) (map[string]string, error) {
+	var names map[string]string
+	for _, l := range s.Links {
+		other, name, named := strings.Cut(l, ":")
+		other, name = strings.TrimPrefix(other, "/"), path.Base(name) // "/web/db" is how inspect shows a link
+		if !named {
+			name = other
+		}
+		if !printable(other) || !printable(name) || len(name) > 253 || strings.Contains(name, ":") {
+			return nil, invalid("bad format for links: %s", l)
+		}
+		if names == nil {
+			names = map[string]string{}
+		}
+		names[name] = other
+	}
+	return names, nil
 }
 
 // Publication is a port of the container that the host is to publish.

@@ -30,7 +30,9 @@ func TestNetworks(t *testing.T) {
 		{"web", map[string]*network.EndpointSettings{"web": fixed}, "[web 10.0.0.5]"},
 		{"web", map[string]*network.EndpointSettings{"default": fixed}, "[web 10.0.0.5]"},
 		{"web", map[string]*network.EndpointSettings{"b": nil, "a": {}}, "[web a b]"},
-		{"web", map[string]*network.EndpointSettings{"a": {Links: []string{"x"}}}, "--link"},
+		{"web", map[string]*network.EndpointSettings{"a": {Links: []string{"x"}}}, "[web a]"},
+		{"web", map[string]*network.EndpointSettings{"a": {Links: []string{"x:y:z"}}}, "bad format for links"},
+		{"web", map[string]*network.EndpointSettings{"a": {Links: []string{"x:a b"}}}, "bad format for links"},
 		{"web", map[string]*network.EndpointSettings{"a": {Aliases: []string{"a\nb"}}}, "invalid network alias"},
 		{"web", map[string]*network.EndpointSettings{"a": {MacAddress: network.HardwareAddr{1, 2, 3, 4, 5, 6}}}, "invalid MAC address"},
 		{"web", map[string]*network.EndpointSettings{"a": {IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("::1")}}}, "invalid IPv4"},
@@ -77,5 +79,19 @@ func TestPublications(t *testing.T) {
 	hc.PortBindings = network.PortMap{port("80/sctp"): nil}
 	if _, err := Publications(&container.Config{}, hc); !cerrdefs.IsNotImplemented(err) {
 		t.Errorf("sctp: %v", err)
+	}
+}
+
+// Links of a network are names; those of the host configuration are the default network's, which has no names.
+func TestLinkNames(t *testing.T) {
+	got, err := LinkNames(&network.EndpointSettings{Links: []string{"web", "/db_1:db", "cache:/web/kv"}})
+	if err != nil || fmt.Sprint(got) != "map[db:db_1 kv:cache web:web]" {
+		t.Errorf("%v, %v", got, err)
+	}
+	for mode, refused := range map[container.NetworkMode]bool{"": true, "bridge": true, "front": false} {
+		err := refuse(adaptHost(&container.HostConfig{NetworkMode: mode, Links: []string{"a:b"}}))
+		if (err != nil) != refused {
+			t.Errorf("mode %q: %v", mode, err)
+		}
 	}
 }

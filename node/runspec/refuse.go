@@ -16,7 +16,7 @@ func refuse(hc *container.HostConfig) error {
 	}{
 		{len(hc.VolumesFrom) > 0, "volumes of another container (--volumes-from)"},
 		{hc.VolumeDriver != "" && hc.VolumeDriver != "local", "the volume driver " + hc.VolumeDriver},
-		{len(hc.Links) > 0, "linking containers (--link)"},
+		{len(hc.Links) > 0 && !hc.NetworkMode.IsUserDefined(), "linking containers (--link) on the default network"},
 		{hc.Cgroup != "", "the cgroup of another container"},
 		{hc.CgroupParent != "", "a parent cgroup (--cgroup-parent)"},
 		{len(hc.BlkioWeightDevice) > 0, "a block I/O weight by device (--blkio-weight-device)"},
