@@ -132,7 +132,9 @@ func (l *launch) processor() []string {
 	code := cmp.Or(l.code, codeCache)
 	// TCG does "rep movsb" and "rep stosb" byte by byte: without the bits that call them fast (erms, fsrm) the guest's kernel
 	// and C libraries copy and clear by words and vectors.
-	args := []string{"-accel", fmt.Sprintf("tcg,tb-size=%d", code>>20), "-cpu", "max,-erms,-fsrm"}
+	// What RDRAND and RDSEED give comes from a generator in QEMU's memory (GnuTLS's, of the thread), which is copied with it, and does not
+	// know: the guests of all copies of one VM would get the same numbers.
+	args := []string{"-accel", fmt.Sprintf("tcg,tb-size=%d", code>>20), "-cpu", "max,-erms,-fsrm,-rdrand,-rdseed"}
 	if l.count {
 		args = append(args, "-icount", "shift=0,sleep=off")
 	}

@@ -30,7 +30,7 @@ func (s *suite) testFork(t *testing.T) {
 	if d, ok := s.driver.(vm.Forker); !ok || !d.Forks(within(t)) {
 		t.Skip("VMs cannot be copied here")
 	}
-	f := s.freeze(t)
+	f := s.freeze(t, s.config(t))
 	t.Run("Two", func(t *testing.T) { testTwo(t, func(t *testing.T) *machine { return s.fork(t, f) }, f.text) })
 	t.Run("Plug", func(t *testing.T) {
 		m := s.fork(t, f)
@@ -44,12 +44,13 @@ func (s *suite) testFork(t *testing.T) {
 	t.Run("NotForkable", func(t *testing.T) { s.testNotForkable(t, f) })
 	t.Run("Again", func(t *testing.T) { s.testForkAgain(t, f) })
 	t.Run("Killed", s.testForkKilled)
+	t.Run("Processors", s.testForkProcessors)
 	t.Run("End", func(t *testing.T) { s.testForkEnd(t, f) })
 }
 
-// freeze makes a frozen VM, which has had a disk and a session.
-func (s *suite) freeze(t *testing.T) frozen {
-	f := frozen{config: s.config(t), text: strings.Repeat("kept since before the copy ", 30000)}
+// freeze makes a frozen VM of a config, which has had a disk and a session.
+func (s *suite) freeze(t *testing.T, c vm.Config) frozen {
+	f := frozen{config: c, text: strings.Repeat("kept since before the copy ", 30000)}
 	f.config.Forkable = true
 	if os.Geteuid() == 0 {
 		f.config.UID, f.config.GID = 1_900_123_400, 1_900_123_400
@@ -282,7 +283,7 @@ func (s *suite) testForkAgain(t *testing.T, f frozen) {
 
 // testForkKilled kills the frozen VM's process.
 func (s *suite) testForkKilled(t *testing.T) {
-	f := s.freeze(t)
+	f := s.freeze(t, s.config(t))
 	m := s.fork(t, f)
 	syscall.Kill(f.machine.PID(), syscall.SIGKILL)
 	if err := f.machine.end(); !errors.Is(err, vm.ErrExited) {

@@ -3,21 +3,22 @@ package guestapi
 
 // Methods of the test guest. The comment gives request → result. api.MethodPing is there as well.
 const (
-	MethodInfo     = "vmtest.info"     // none → Info
-	MethodDisks    = "vmtest.disks"    // none → []Disk
-	MethodAwait    = "vmtest.await"    // Await → none, once it is so
-	MethodRead     = "vmtest.read"     // Extent (Data empty) → Extent with Data
-	MethodWrite    = "vmtest.write"    // Extent → none; synced
-	MethodDiscard  = "vmtest.discard"  // Extent (Data empty) → none
-	MethodPrint    = "vmtest.print"    // Print → none
-	MethodKeep     = "vmtest.keep"     // Print → Print: what was kept before
-	MethodCount    = "vmtest.count"    // none → int64, which grows all the time, as the guest writes to memory, once it has been asked for
-	MethodChurn    = "vmtest.churn"    // none → Churn; memory is written to from the first call on
-	MethodEcho     = "vmtest.echo"     // none → none, then every byte comes back until the host half-closes
-	MethodPanic    = "vmtest.panic"    // none → none, then the kernel panics
-	MethodPowerOff = "vmtest.poweroff" // none → none, then the machine powers off
-	MethodNICs     = "vmtest.nics"     // none → []NIC
-	MethodReset    = "vmtest.reset"    // none → none, then the machine restarts
+	MethodInfo       = "vmtest.info"       // none → Info
+	MethodDisks      = "vmtest.disks"      // none → []Disk
+	MethodAwait      = "vmtest.await"      // Await → none, once it is so
+	MethodRead       = "vmtest.read"       // Extent (Data empty) → Extent with Data
+	MethodWrite      = "vmtest.write"      // Extent → none; synced
+	MethodDiscard    = "vmtest.discard"    // Extent (Data empty) → none
+	MethodPrint      = "vmtest.print"      // Print → none
+	MethodKeep       = "vmtest.keep"       // Print → Print: what was kept before
+	MethodCount      = "vmtest.count"      // none → int64, which grows all the time, as the guest writes to memory, once it has been asked for
+	MethodChurn      = "vmtest.churn"      // none → Churn; memory is written to from the first call on
+	MethodProcessors = "vmtest.processors" // none → []Processor, by number, once all have worked and slept
+	MethodEcho       = "vmtest.echo"       // none → none, then every byte comes back until the host half-closes
+	MethodPanic      = "vmtest.panic"      // none → none, then the kernel panics
+	MethodPowerOff   = "vmtest.poweroff"   // none → none, then the machine powers off
+	MethodNICs       = "vmtest.nics"       // none → []NIC
+	MethodReset      = "vmtest.reset"      // none → none, then the machine restarts
 
 	MethodSendFrame    = "vmtest.sendframe"    // Frame → none; the interface is up then
 	MethodReceiveFrame = "vmtest.receiveframe" // Frame (Data empty) → Frame with Data, the next of type FrameType
@@ -64,6 +65,19 @@ type Churn struct {
 	Pages  int64 `json:"pages"`
 	Writes int64 `json:"writes"` // one page each, in turn
 	Wrong  int64 `json:"wrong"`  // pages that did not hold what was last written to them
+}
+
+// What each processor does for MethodProcessors, so many times: it counts, and then sleeps, for so many nanoseconds.
+const (
+	Sleeps     = 10
+	SleepNanos = 20_000_000
+)
+
+// Processor is what one of the machine's has done.
+type Processor struct {
+	Rounds     int64    `json:"rounds"`     // how far it has counted
+	SleptNanos int64    `json:"sleptNanos"` // the shortest sleep
+	Random     []uint64 `json:"random"`     // numbers of its own instructions' (RDRAND, RDSEED of x86), 0 where they gave none; empty without
 }
 
 // FrameType is the Ethernet type of frames that are received: one that is free for experiments.

@@ -159,6 +159,8 @@ func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (an
 			return nil, err
 		}
 		return seen(), nil
+	case guestapi.MethodProcessors:
+		return processors()
 	case guestapi.MethodNICs:
 		return nics()
 	case guestapi.MethodSendFrame, guestapi.MethodReceiveFrame:
