@@ -260,7 +260,7 @@ func (p *Pool) build(c *class) error {
 	ctx, cancel := context.WithTimeout(p.ctx, sandbox.BootTimeout+warmLimit)
 	defer cancel()
 	t, err := p.store.build(ctx, c.Class, config, func(box *sandbox.Sandbox) error {
-		return p.o.Warm.run(ctx, box, p.layer, config.VM.Dir)
+		return p.o.Warm.run(ctx, box, p.layer, config.VM.Dir, false)
 	})
 	if err = errors.Join(err, p.forget(config)); err != nil {
 		return err
@@ -362,7 +362,7 @@ func (p *Pool) ready(c *class) (r *Ready, t *template, err error) {
 	if r, err = p.spawn(p.ctx, t.Class, origin{source: t.saved, token: t.Token}); err != nil {
 		return nil, t, err
 	}
-	if err := p.o.Warm.run(p.ctx, r.Sandbox, p.layer, r.Config.VM.Dir); err != nil {
+	if err := p.o.Warm.run(p.ctx, r.Sandbox, p.layer, r.Config.VM.Dir, false); err != nil {
 		return nil, t, errors.Join(err, p.destroy(r))
 	}
 	r.Warm = true

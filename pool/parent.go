@@ -29,8 +29,8 @@ type parent struct {
 // maxLate is how many copies in a row may not answer in time before that is no more believed to be for the machine's load.
 const maxLate = 3
 
-// warmings is how often a parent is warmed. What is translated then, no copy has to.
-const warmings = 6
+// warmings is how often a parent is warmed, in both ways in turns. What is translated then, no copy has to.
+const warmings = 8
 
 // forking tells whether what is ready of a size is to be copied rather than restored.
 func (p *Pool) forking(c *class) bool { return p.forks && !c.unforked }
@@ -75,8 +75,8 @@ func (p *Pool) raise(c *class) {
 		p.discard(c, t, err)
 		return
 	}
-	for range warmings {
-		if err = p.o.Warm.run(p.ctx, r.Sandbox, p.layer, r.Config.VM.Dir); err != nil {
+	for i := range warmings {
+		if err = p.o.Warm.run(p.ctx, r.Sandbox, p.layer, r.Config.VM.Dir, i%2 == 1); err != nil {
 			p.discard(c, t, errors.Join(err, p.destroy(r)))
 			return
 		}

@@ -71,7 +71,7 @@ func noop(p *sandboxtest.Process) int {
 func newBench(t *testing.T) *bench {
 	b := &bench{t: t, driver: sandboxtest.New(), uids: map[uint32]bool{}, clock: &clock{now: time.Unix(1_000_000_000, 0)}}
 	b.available.Store(32 << 30)
-	b.driver.Programs[noopPath] = noop
+	b.driver.Programs["noop"] = noop
 	b.o = Options{
 		Dir: filepath.Join(t.TempDir(), "templates"), Run: t.TempDir(), Scratch: t.TempDir(), Driver: b.driver,
 		Settings: Settings{Min: 2, Max: 2, Memory: 1 << 40}, Usual: small, Now: b.clock.Now,
@@ -564,7 +564,7 @@ func TestRestoreFails(t *testing.T) {
 
 func TestWarmingFails(t *testing.T) {
 	b := newBench(t)
-	delete(b.driver.Programs, noopPath)
+	delete(b.driver.Programs, "noop")
 	p := b.open()
 	if b.start(p) != nil {
 		t.Fatal("took something from nothing")

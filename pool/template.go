@@ -21,7 +21,7 @@ import (
 // Names below the templates' directory.
 const (
 	keyName   = "mac.key"
-	layerName = "noop-2.erofs"
+	layerName = "noop-3.erofs"
 )
 
 // templateFormat changes with what is in a template, how it is made or how it is warmed.

@@ -19,9 +19,10 @@ import (
 
 // Paths in the layer that sandboxes are warmed with, and the disks' serials, which no container's are.
 const (
-	noopPath    = "/noop"
+	noopPath    = "/bin/noop"
 	noopLoader  = "/noop.so"
 	warmID      = "warm"
+	preparedID  = "warm-prepared"
 	warmLayer   = "warmlayer"
 	warmScratch = "warmscratch"
 )
@@ -40,24 +41,35 @@ type Warm struct {
 	Networks []api.NetworkRequest
 }
 
-// makeLayer writes the image with the program that does nothing to path, unless it is there.
+// makeLayer writes the image to path, unless it is there: the program that does nothing, and the users that an image usually has.
 func makeLayer(path string, form erofs.Form) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for _, dir := range []string{"dev", "etc", "proc", "sys", "tmp"} {
+	for _, dir := range []string{"bin", "dev", "etc", "proc", "sys", "tmp"} {
 		if err := w.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
 			return err
 		}
 	}
-	for name, interpreter := range map[string]string{noopPath: noopLoader, noopLoader: ""} {
-		content := elf(assemble(noopSteps(), noopPath, entryOf(interpreter)), interpreter)
-		if err := w.WriteHeader(&tar.Header{Name: name[1:], Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(content))}); err != nil {
+	program := func(interpreter string) []byte {
+		return elf(assemble(noopSteps(), entryOf(interpreter)), interpreter)
+	}
+	for _, f := range []struct {
+		name    string
+		mode    int64
+		content []byte
+	}{
+		{noopPath, 0o755, program(noopLoader)},
+		{noopLoader, 0o755, program("")},
+		{"/etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\n")},
+		{"/etc/group", 0o644, []byte("root:x:0:\ndaemon:x:1:\nwheel:x:10:root\n")},
+	} {
+		if err := w.WriteHeader(&tar.Header{Name: f.name[1:], Typeflag: tar.TypeReg, Mode: f.mode, Size: int64(len(f.content))}); err != nil {
 			return err
 		}
-		if _, err := w.Write(content); err != nil {
+		if _, err := w.Write(f.content); err != nil {
 			return err
 		}
 	}
@@ -76,8 +88,9 @@ func makeLayer(path string, form erofs.Form) error {
 	return os.Rename(f.Name(), path)
 }
 
-// run warms a sandbox whose runtime directory is dir. Nothing of it is left in the sandbox.
-func (w *Warm) run(ctx context.Context, s *sandbox.Sandbox, layer, dir string) (err error) {
+// run warms a sandbox whose runtime directory is dir, by a container that is made at once or, with prepared, in two halves. Nothing of it
+// is left in the sandbox.
+func (w *Warm) run(ctx context.Context, s *sandbox.Sandbox, layer, dir string, prepared bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, warmLimit)
 	defer cancel()
 	scratch := filepath.Join(dir, warmScratch)
@@ -94,7 +107,7 @@ func (w *Warm) run(ctx context.Context, s *sandbox.Sandbox, layer, dir string) (
 			return fmt.Errorf("warm: %w", err)
 		}
 	}
-	err = w.container(ctx, s)
+	err = w.container(ctx, s, prepared)
 	if err == nil {
 		err = s.Network(ctx, api.NetworkRequest{})
 	}
@@ -105,7 +118,7 @@ func (w *Warm) run(ctx context.Context, s *sandbox.Sandbox, layer, dir string) (
 }
 
 // container runs the program as a container, and once more in it while it waits for the end of its standard input.
-func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox) error {
+func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox, prepared bool) error {
 	r := w.Request
 	r.ID, r.StdinOpen = warmID, true
 	r.Rootfs = api.Rootfs{
@@ -113,9 +126,18 @@ func (w *Warm) container(ctx context.Context, s *sandbox.Sandbox) error {
 		Upper:  &api.Disk{Serial: warmScratch, FSType: "ext4"},
 	}
 	spec, process := *r.Spec, *r.Spec.Process
-	process.Args = []string{noopPath}
+	process.Args = []string{filepath.Base(noopPath)}
 	spec.Process, r.Spec = &process, &spec
 	ref := api.ProcessRef{ID: warmID}
+	if prepared {
+		first, rest := r.Split()
+		first.ID, first.Park, first.Seccomp, first.Read = preparedID, true, r.Seccomp, []string{noopPath}
+		if err := s.Prepare(ctx, first); err != nil {
+			return err
+		}
+		r, r.Prepared = rest, preparedID
+		r.Configure = &api.ConfigureRequest{Hostname: warmID, UnixNanos: time.Now().UnixNano()}
+	}
 	first, _, err := s.Run(ctx, r)
 	if err != nil {
 		return err
