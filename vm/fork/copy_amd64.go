@@ -50,11 +50,11 @@ func (p *Parent) Fork(o Options) (pid int, pidfd *os.File, err error) {
 	return pid, pidfd, nil
 }
 
-func (p *Parent) fork(o *Options) (pid int, _ *os.File, err error) {
+func (p *Parent) fork(o *Options) (_ int, _ *os.File, err error) {
 	first := p.threads[0]
 	// The kernel writes the copy's number to where its C library keeps it.
 	flags := uint64(unix.CLONE_PARENT | unix.CLONE_CHILD_SETTID | unix.CLONE_CHILD_CLEARTID | unix.SIGCHLD)
-	_, pid, err = first.call(unix.SYS_CLONE, flags, 0, 0, first.tidAt, 0)
+	_, pid, err := first.call(unix.SYS_CLONE, flags, 0, 0, first.tidAt, 0)
 	if pid == 0 {
 		return 0, nil, errors.Join(err, errors.New("no copy was made"))
 	}
@@ -62,7 +62,9 @@ func (p *Parent) fork(o *Options) (pid int, _ *os.File, err error) {
 	c := &copied{parent: p, o: o, threads: []*tracee{t}}
 	defer func() {
 		if err != nil {
-			unix.Kill(pid, unix.SIGKILL) // our child, and not waited for yet
+			if !t.gone { // our child, and not waited for yet
+				unix.Kill(t.tid, unix.SIGKILL)
+			}
 			for _, t := range slices.Backward(c.threads) {
 				t.reap()
 			}
@@ -192,6 +194,9 @@ func (c *copied) takeFiles() error {
 	if err := readMemory(c.threads[0].tid, c.scratch+controlAt, rights); err != nil {
 		return err
 	}
+	if got := le.Uint64(rights); got != uint64(unix.CmsgLen(4*len(fds))) { // cmsg_len
+		return fmt.Errorf("%d descriptors do not fit beside those that it has", len(fds))
+	}
 	rights = rights[unix.CmsgLen(0):]
 	for i, n := range numbers {
 		if err := c.move(uint64(le.Uint32(rights[4*i:])), uint64(n)); err != nil {
@@ -258,7 +263,7 @@ func (c *copied) becomeUser() error {
 			return err
 		}
 	}
-	if c.o.Parent || c.o.UID == 0 && c.o.GID == 0 {
+	if c.o.Parent {
 		return nil
 	}
 	// struct __user_cap_header_struct of linux/capability.h, then two of __user_cap_data_struct, all zero.

@@ -16,7 +16,8 @@
 //
 // Every thread must be waiting in a system call that can be interrupted and made again with the same arguments, such as ppoll(2) and futex(2): the
 // caller must have brought the process to rest. Of the descriptors those of eventfds are made anew in each copy, with their counts. All
-// others, unless they are replaced, are shared with the parent as by fork(2), offsets and all. What exists once for each process and is
+// others, unless they are replaced, are shared with the parent as by fork(2), offsets and all. Memory that it would share with the parent, and could write to,
+// makes a process no parent. What exists once for each process and is
 // not copied by fork(2) either (POSIX timers, asynchronous I/O, record locks) is not there.
 //
 // A copy has the parent's address space layout, stack canaries included: who can read one's memory knows them of its siblings as well.

@@ -114,12 +114,13 @@ func (p *Parent) seize(pid int) error {
 	if len(tids) == 0 || tids[0] != pid {
 		return ErrGone
 	}
+	p.unfiltered = true
 	for _, tid := range tids {
 		t, unfiltered, err := seize(tid)
 		if t != nil {
 			p.threads = append(p.threads, &thread{tracee: *t})
 		}
-		p.unfiltered = unfiltered
+		p.unfiltered = p.unfiltered && unfiltered
 		if err != nil {
 			return err
 		}

@@ -34,6 +34,7 @@ type tracee struct {
 	tid     int
 	regs    unix.PtraceRegs // what it goes on with
 	syscall uint64          // address of a system call instruction
+	gone    bool            // its end has been waited for: its number may be another's by now
 }
 
 // ptrace makes a request.
@@ -86,6 +87,7 @@ func (t *tracee) wait() (unix.WaitStatus, error) {
 		case err != nil:
 			return 0, fmt.Errorf("wait for thread %d: %w", t.tid, err)
 		case !ws.Stopped():
+			t.gone = true
 			return 0, fmt.Errorf("%w (thread %d)", ErrGone, t.tid)
 		default:
 			return ws, nil
@@ -177,12 +179,10 @@ func (t *tracee) release() {
 
 // reap waits for the thread's end.
 func (t *tracee) reap() {
-	for {
+	for !t.gone {
 		var ws unix.WaitStatus
 		_, err := unix.Wait4(t.tid, &ws, unix.WALL, nil)
-		if err != unix.EINTR && (err != nil || ws.Exited() || ws.Signaled()) {
-			return
-		}
+		t.gone = err != unix.EINTR && (err != nil || ws.Exited() || ws.Signaled())
 	}
 }
 

@@ -7,6 +7,7 @@ const (
 	callAt  = 0
 	archAt  = 4
 	firstAt = 16 // the low half of the first argument
+	nextAt  = 24 // and of the second
 )
 
 // x32 is set in the numbers of system calls of the x32 ABI.
@@ -20,11 +21,21 @@ var denied = [...]uint32{
 	unix.SYS_FORK, unix.SYS_VFORK, unix.SYS_EXECVE, unix.SYS_EXECVEAT,
 	// Copies of one VM may be the same user's.
 	unix.SYS_PTRACE, unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_PIDFD_OPEN, unix.SYS_PIDFD_GETFD, unix.SYS_PIDFD_SEND_SIGNAL,
-	unix.SYS_TKILL,
+	unix.SYS_TKILL, unix.SYS_SCHED_SETATTR, unix.SYS_IOPRIO_SET,
 }
+
+// absent are told that there is no such call: C libraries do without clone3, whose flags no filter can see; what is asked for by io_uring no filter sees.
+var absent = [...]uint32{unix.SYS_CLONE3, unix.SYS_IO_URING_SETUP}
 
 // own are those whose first argument, a process, must be the copy itself: they could concern others of the same user.
 var own = [...]uint32{unix.SYS_KILL, unix.SYS_TGKILL, unix.SYS_RT_SIGQUEUEINFO, unix.SYS_RT_TGSIGQUEUEINFO}
+
+// ownership are, of fcntl and ioctl, the second arguments by which a descriptor is made to send a signal, of any number, to any process of the same user
+// (F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP).
+var ownership = map[uint32][]uint32{
+	unix.SYS_FCNTL: {unix.F_SETOWN, unix.F_SETSIG, unix.F_SETOWN_EX},
+	unix.SYS_IOCTL: {0x8901, 0x8902},
+}
 
 // copyFilter is the seccomp filter that the copy pid gets beside its parent's. What it denies ends the process.
 func copyFilter(pid int) []unix.SockFilter {
@@ -53,8 +64,16 @@ func copyFilter(pid int) []unix.SockFilter {
 	}
 	f = append(f, when(unix.BPF_JEQ, unix.SYS_PRLIMIT64, 0, 5), stmt(load, firstAt), // 0 is the copy as well
 		when(unix.BPF_JEQ, 0, 2, 0), when(unix.BPF_JEQ, uint32(pid), 1, 0), kill, ret(unix.SECCOMP_RET_ALLOW))
-	// C libraries do without clone3, whose flags no filter can see, when they are told that there is none.
-	f = append(f, unless(unix.SYS_CLONE3), ret(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)))
+	for number, requests := range ownership {
+		f = append(f, when(unix.BPF_JEQ, number, 0, uint8(2+2*len(requests))), stmt(load, nextAt))
+		for _, request := range requests {
+			f = append(f, unless(request), kill)
+		}
+		f = append(f, ret(unix.SECCOMP_RET_ALLOW))
+	}
+	for _, number := range absent {
+		f = append(f, unless(number), ret(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)))
+	}
 	return append(f,
 		unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: unix.SYS_CLONE}, ret(unix.SECCOMP_RET_ALLOW),
 		stmt(load, firstAt), // threads, but no processes

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -61,6 +62,8 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 		return nil, fmt.Errorf("%w: another process has started it", errors.ErrUnsupported)
 	case m.forkable.launch.accel != vm.AccelTCG:
 		return nil, fmt.Errorf("%w: a VM under %s is bound to its process", errors.ErrUnsupported, m.forkable.launch.accel)
+	case m.forkable.config.Savable:
+		return nil, fmt.Errorf("%w: copies of a VM that was started Savable would share its memory", errors.ErrUnsupported)
 	}
 	ctx, cancel := context.WithTimeout(ctx, restLimit)
 	defer cancel()
@@ -156,26 +159,28 @@ func nameAddress(pid int, id string) uint64 {
 	return start + uint64(at+len(option))
 }
 
-// alone tells whether nobody is connected to QEMU: all its sockets are those that it was given.
+// alone tells whether nobody is connected to QEMU: its sockets are those that it was given, which its copies have others in the place of.
 func (m *machine) alone() (bool, error) {
 	dir := fmt.Sprintf("/proc/%d/fd", m.proc.pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return false, fmt.Errorf("%w: %w", vm.ErrExited, err)
 	}
-	sockets := 0
+	l := m.forkable.launch
+	given := []int{l.monitor, l.console, l.port}
+	for _, n := range l.nics {
+		given = append(given, n.stream)
+	}
 	for _, e := range entries {
-		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && strings.HasPrefix(to, "socket:") {
-			sockets++
+		to, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err != nil || !strings.HasPrefix(to, "socket:") {
+			continue
+		}
+		if fd, err := strconv.Atoi(e.Name()); err != nil || !slices.Contains(given, fd) {
+			return false, err
 		}
 	}
-	given := 3 // monitor, console, port
-	for _, n := range m.forkable.launch.nics {
-		if n.stream != 0 {
-			given++
-		}
-	}
-	return sockets <= given, nil
+	return true, nil
 }
 
 // Restore implements vm.Source.

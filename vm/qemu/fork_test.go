@@ -24,20 +24,34 @@ const filteredVariable = "CRADLE_QEMU_FILTERED"
 // What a copy must not do ends it; threads, and what any program does, it may.
 func TestCopyFilter(t *testing.T) {
 	calls := map[string]func(){
-		"nothing": func() {},
-		"getpid":  func() { unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0) },
-		"fork":    func() { unix.RawSyscall(unix.SYS_FORK, 0, 0, 0) },
-		"clone":   func() { unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0) },
-		"execve":  func() { unix.RawSyscall(unix.SYS_EXECVE, 0, 0, 0) },
-		"setuid":  func() { unix.RawSyscall(unix.SYS_SETUID, 1, 0, 0) },
-		"tkill":   func() { unix.RawSyscall(unix.SYS_TKILL, uintptr(unix.Getpid()), 0, 0) },
-		"another": func() { unix.RawSyscall(unix.SYS_KILL, uintptr(unix.Getppid()), 0, 0) },
-		"group":   func() { unix.RawSyscall(unix.SYS_KILL, 0, 0, 0) },
-		"itself":  func() { unix.RawSyscall(unix.SYS_TGKILL, uintptr(unix.Getpid()), uintptr(unix.Getpid()), 0) },
-		"limit":   func() { unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, 0, 0, 0, 0) },
-		"limits":  func() { unix.RawSyscall6(unix.SYS_PRLIMIT64, uintptr(unix.Getppid()), unix.RLIMIT_CORE, 0, 0, 0, 0) },
-		"ptrace":  func() { unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0) },
-		"x32":     func() { unix.RawSyscall(x32|unix.SYS_GETPID, 0, 0, 0) },
+		"nothing":  func() {},
+		"getpid":   func() { unix.RawSyscall(unix.SYS_GETPID, 0, 0, 0) },
+		"fork":     func() { unix.RawSyscall(unix.SYS_FORK, 0, 0, 0) },
+		"clone":    func() { unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0) },
+		"execve":   func() { unix.RawSyscall(unix.SYS_EXECVE, 0, 0, 0) },
+		"setuid":   func() { unix.RawSyscall(unix.SYS_SETUID, 1, 0, 0) },
+		"tkill":    func() { unix.RawSyscall(unix.SYS_TKILL, uintptr(unix.Getpid()), 0, 0) },
+		"another":  func() { unix.RawSyscall(unix.SYS_KILL, uintptr(unix.Getppid()), 0, 0) },
+		"group":    func() { unix.RawSyscall(unix.SYS_KILL, 0, 0, 0) },
+		"itself":   func() { unix.RawSyscall(unix.SYS_TGKILL, uintptr(unix.Getpid()), uintptr(unix.Getpid()), 0) },
+		"limit":    func() { unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_CORE, 0, 0, 0, 0) },
+		"limits":   func() { unix.RawSyscall6(unix.SYS_PRLIMIT64, uintptr(unix.Getppid()), unix.RLIMIT_CORE, 0, 0, 0, 0) },
+		"owner":    func() { unix.FcntlInt(0, unix.F_SETOWN, os.Getppid()) },
+		"signal":   func() { unix.FcntlInt(0, unix.F_SETSIG, int(unix.SIGKILL)) },
+		"by ioctl": func() { unix.RawSyscall(unix.SYS_IOCTL, 0, 0x8901, 0) },
+		"descriptor": func() {
+			if _, err := unix.FcntlInt(0, unix.F_GETFD, 0); err != nil {
+				os.Exit(3)
+			}
+		},
+		"tty": func() { unix.IoctlGetTermios(0, unix.TCGETS) },
+		"io_uring": func() {
+			if _, _, errno := unix.RawSyscall(unix.SYS_IO_URING_SETUP, 0, 0, 0); errno != unix.ENOSYS {
+				os.Exit(3)
+			}
+		},
+		"ptrace": func() { unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0) },
+		"x32":    func() { unix.RawSyscall(x32|unix.SYS_GETPID, 0, 0, 0) },
 		"thread": func() { // Go makes one by clone, and waits for it
 			done := make(chan bool)
 			go func() { runtime.LockOSThread(); done <- true }()
@@ -69,7 +83,7 @@ func TestCopyFilter(t *testing.T) {
 		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 		killed := status.Signaled() && status.Signal() == syscall.SIGSYS
 		switch name {
-		case "nothing", "getpid", "thread", "clone3", "itself", "limit":
+		case "nothing", "getpid", "thread", "clone3", "itself", "limit", "descriptor", "tty", "io_uring":
 			if err != nil {
 				t.Errorf("%s: %v %s", name, err, out)
 			}

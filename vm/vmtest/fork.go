@@ -44,6 +44,7 @@ func (s *suite) testFork(t *testing.T) {
 	t.Run("NotForkable", func(t *testing.T) { s.testNotForkable(t, f) })
 	t.Run("Again", func(t *testing.T) { s.testForkAgain(t, f) })
 	t.Run("Killed", s.testForkKilled)
+	t.Run("Savable", s.testFreezeSavable)
 	t.Run("Processors", s.testForkProcessors)
 	t.Run("End", func(t *testing.T) { s.testForkEnd(t, f) })
 }
@@ -279,6 +280,26 @@ func (s *suite) testForkAgain(t *testing.T, f frozen) {
 		t.Error(err)
 	}
 	ping(t, copies[0].session())
+}
+
+// testFreezeSavable tries to freeze a VM whose memory copies would share: it goes on.
+func (s *suite) testFreezeSavable(t *testing.T) {
+	if _, ok := s.driver.(vm.Restorer); !ok {
+		t.Skip("no VM is Savable")
+	}
+	c := s.config(t)
+	c.Savable = true
+	m := s.start(t, c)
+	client := m.session()
+	source, err := m.VM.(vm.Freezer).Freeze(within(t))
+	if !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("freeze a VM that is Savable: %v, want ErrUnsupported", err)
+	}
+	if err == nil {
+		source.Close()
+		return
+	}
+	ping(t, client)
 }
 
 // testForkKilled kills the frozen VM's process.

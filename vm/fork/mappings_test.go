@@ -1,0 +1,35 @@
+package fork
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// entry is one of /proc/PID/smaps.
+func entry(span, flags string) string {
+	return span + " rw-p 00000000 00:01 1024 /memfd:x (deleted)\nSize: 4 kB\nVmFlags: " + flags + "\n"
+}
+
+func TestKeptMappings(t *testing.T) {
+	for name, tc := range map[string]struct {
+		smaps string
+		want  []mapping
+		fails bool
+	}{
+		"usual":       {smaps: entry("1000-2000", "rd wr mr mw me ac sd ")},
+		"kept":        {smaps: entry("1000-2000", "rd mr mw") + entry("7f0000-7f1000", "rd wr mr mw me dc ac"), want: []mapping{{0x7f0000, 0x7f1000}}},
+		"device":      {smaps: entry("1000-2000", "rd wr mr mw me dc io")},
+		"wiped":       {smaps: entry("1000-2000", "rd wr mr mw me wf"), fails: true},
+		"shared":      {smaps: entry("1000-2000", "rd wr sh mr mw me ms ac"), fails: true},
+		"shared soon": {smaps: entry("1000-2000", "rd sh mr mw me ms ac"), fails: true}, // mprotect(2) would make it writable
+		"read only":   {smaps: entry("1000-2000", "rd sh mr me ms ac")},
+		"empty":       {},
+	} {
+		got, err := keptMappings(strings.NewReader(tc.smaps))
+		if !slices.Equal(got, tc.want) || (err != nil) != tc.fails || tc.fails && !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
