@@ -34,6 +34,7 @@ type container struct {
 	parked *parkedProcess // the first process, when it has been made ahead; nil otherwise
 	disks  map[string]string
 	given  givenFiles
+	covers covers
 	users  users
 
 	working sync.WaitGroup // calls that work on the container's files; c.work adds to it
@@ -408,6 +409,7 @@ func (c *container) kill() error {
 // release undoes whatever create and start got done, when no process is left; it can be repeated.
 func (c *container) release() error {
 	c.given.close()
+	c.covers.close()
 	if c.parked != nil {
 		c.parked.leave(c.agent.mountNS)
 	}

@@ -68,10 +68,7 @@ func (g *givenFiles) rewrite(files []api.File) error {
 	}
 	for _, f := range files {
 		to := g.byPath[f.Path]
-		if _, err := to.WriteAt(f.Data, 0); err != nil {
-			return err
-		}
-		if err := to.Truncate(int64(len(f.Data))); err != nil {
+		if err := overwrite(to, f.Data); err != nil {
 			return err
 		}
 		if err := unix.Fchmod(int(to.Fd()), f.Mode); err != nil {

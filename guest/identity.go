@@ -2,9 +2,11 @@ package guest
 
 import (
 	"encoding/hex"
+	"errors"
 	"maps"
 	"os"
 	"regexp"
+	"sync"
 
 	"github.com/cradlevm/cradle/api"
 	"golang.org/x/sys/unix"
@@ -45,14 +47,10 @@ func (a *Agent) identify(r *api.IdentifyRequest) (any, error) {
 		c.env = r.Env
 		c.mu.Unlock()
 	}
-	covers := map[string]string{}
-	if r.BootID != "" {
-		covers[bootIDPath] = r.BootID
-	}
-	if r.MachineID != "" {
-		covers["/etc/machine-id"] = r.MachineID
-	}
-	for target, text := range covers {
+	for target, text := range map[string]string{bootIDPath: r.BootID, "/etc/machine-id": r.MachineID} {
+		if text == "" {
+			continue
+		}
 		if err := c.cover(target, text+"\n"); err != nil {
 			return nil, err
 		}
@@ -106,37 +104,103 @@ func (c *container) dropExecs() {
 	}
 }
 
-// cover mounts a read-only file with this text over one that the container has. What is not there, or is not a plain
+// covers are files of the agent's that lie over a container's, by the latter's path. They stay open, to be given other texts: nothing can be
+// mounted over one, for it has no name any more.
+type covers struct {
+	mu   sync.Mutex
+	over map[string]*os.File
+}
+
+// cover puts a read-only file with this text over one that the container has. What is not there, or is not a plain
 // file, needs none.
 func (c *container) cover(target, text string) error {
-	source, err := os.CreateTemp(runDir, "cover-")
+	c.covers.mu.Lock()
+	defer c.covers.mu.Unlock()
+	at, err := c.openPlain(target)
+	if at < 0 {
+		return err
+	}
+	defer unix.Close(at)
+	if f := c.covers.over[target]; f != nil && sameFile(at, int(f.Fd())) {
+		return overwrite(f, []byte(text))
+	}
+	f, err := os.CreateTemp(runDir, "cover-")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(source.Name()) // the mount keeps the file
-	defer source.Close()
-	if _, err := source.WriteString(text); err != nil {
+	defer os.Remove(f.Name()) // the mount keeps the file
+	err = c.lay(f, text, at)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if old := c.covers.over[target]; old != nil {
+		old.Close()
+	}
+	if c.covers.over == nil {
+		c.covers.over = map[string]*os.File{}
+	}
+	c.covers.over[target] = f
+	return nil
+}
+
+// lay mounts a new file with a text at a file of the container's.
+func (c *container) lay(f *os.File, text string, at int) error {
+	if err := overwrite(f, []byte(text)); err != nil {
 		return err
 	}
-	if err := source.Chmod(0o444); err != nil {
+	if err := f.Chmod(0o444); err != nil {
 		return err
 	}
-	tree, err := openTree(source.Name())
+	tree, err := openTree(f.Name())
 	if err != nil {
 		return err
 	}
 	defer unix.Close(tree)
 	return c.thread.do(func() error {
+		return unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	})
+}
+
+// openPlain finds a plain file of the container's. -1 when there is none.
+func (c *container) openPlain(target string) (fd int, err error) {
+	fd = -1
+	err = c.thread.do(func() error {
 		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
 		at, err := unix.Openat2(unix.AT_FDCWD, target, &how)
 		if err != nil {
 			return nil
 		}
-		defer unix.Close(at)
 		var st unix.Stat_t
 		if err := unix.Fstat(at, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+			unix.Close(at)
 			return err
 		}
-		return unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+		fd = at
+		return nil
 	})
+	return fd, err
+}
+
+// sameFile tells whether two descriptors are of one file.
+func sameFile(a, b int) bool {
+	var x, y unix.Stat_t
+	return unix.Fstat(a, &x) == nil && unix.Fstat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
+}
+
+// overwrite gives a file another text, in place.
+func overwrite(f *os.File, text []byte) error {
+	if _, err := f.WriteAt(text, 0); err != nil {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
+}
+
+// close lets go of the files; the container's mounts keep them.
+func (c *covers) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, f := range c.over {
+		f.Close()
+	}
+	c.over = nil
 }

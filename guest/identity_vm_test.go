@@ -27,6 +27,13 @@ func testIdentity(t *testing.T, v *testVM, box []api.Disk) {
 	if want := strings.Join([]string{"other", "other", machine, boot, "0", "1", ""}, "\n"); e.stdout != want {
 		t.Errorf("after: %q, not %q: %+v", e.stdout, want, e)
 	}
+	// Once more, as it is with a copy of a copy: nothing lies over what lay over the container's files.
+	const boot2, machine2 = "11234567-89ab-cdef-0123-456789abcdef", "10112233445566778899aabbccddeeff"
+	v.call(api.MethodIdentify, api.IdentifyRequest{ID: "second", BootID: boot2, MachineID: machine2}, nil)
+	e = v.execIn("second", "c", nil, "sh", "-c", who+"; grep -c -e boot_id -e machine-id /proc/mounts")
+	if want := strings.Join([]string{"other", "other", machine2, boot2, "2", ""}, "\n"); e.stdout != want {
+		t.Errorf("after another: %q, not %q: %+v", e.stdout, want, e)
+	}
 	for name, r := range map[string]api.IdentifyRequest{
 		"an id": {ID: "second", NewID: "../x"}, "a boot id": {ID: "second", BootID: "x"}, "a machine id": {ID: "second", MachineID: "abc"},
 		"a file": {ID: "second", Files: []api.File{{Path: "/etc/passwd"}}}, "an id that is gone": {ID: "first"},

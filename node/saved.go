@@ -275,13 +275,7 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 	steps.done("restore")
 	who := api.IdentifyRequest{ID: from.guest, NewID: c.id}
 	if !how.same {
-		who.Hostname, who.BootID, who.MachineID = rec.Config.Hostname, sandbox.NewBootID(), sandbox.NewMachineID()
-		who.Env = request.Spec.Process.Env
-		for _, f := range request.Files {
-			if f.Path == "/etc/hostname" {
-				who.Files = append(who.Files, f)
-			}
-		}
+		who = newIdentity(from.guest, rec, request)
 	}
 	known, err := machine.Identify(ctx, who)
 	if err != nil {
@@ -301,6 +295,18 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 	}
 	steps.done("go on")
 	return machine, nil
+}
+
+// newIdentity makes another one of a container that the agent knows as known.
+func newIdentity(known string, rec record, request api.CreateRequest) api.IdentifyRequest {
+	who := api.IdentifyRequest{ID: known, NewID: rec.ID, Hostname: rec.Config.Hostname, BootID: sandbox.NewBootID(), MachineID: sandbox.NewMachineID(),
+		Env: request.Spec.Process.Env}
+	for _, f := range request.Files {
+		if f.Path == "/etc/hostname" {
+			who.Files = append(who.Files, f)
+		}
+	}
+	return who
 }
 
 // sameDisk reports whether a restored VM can have a where the saved one had b: layers are the same files, the writable

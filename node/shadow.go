@@ -228,6 +228,9 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox,
 	if err := machine.Freeze(ctx, s.id, true); err != nil {
 		return err
 	}
+	if err := s.rehearse(ctx, machine); err != nil {
+		return fmt.Errorf("rehearse its start: %w", err)
+	}
 	if err := machine.Pause(ctx); err != nil { // for good: its disk stays as it is
 		return err
 	}

@@ -332,6 +332,7 @@ func (c *ctr) warmKey(ctx context.Context, rec record) string {
 		config.Labels[label] = rec.Config.Labels[label]
 	}
 	host.AutoRemove, host.RestartPolicy, host.LogConfig = false, container.RestartPolicy{}, container.LogConfig{}
+	host.PortBindings, host.PublishAllPorts, config.ExposedPorts = nil, false, nil // which no guest is told of
 	host.ContainerIDFile, host.ConsoleSize = "", [2]uint{}
 	cpus, memory := runspec.VMSize(&rec.HostConfig, n.settings)
 	b, err := json.Marshal(struct {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	mobynet "github.com/moby/moby/api/types/network"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/api/wire"
@@ -137,6 +138,10 @@ func TestWarmKeys(t *testing.T) {
 		}
 		run("one")
 		run("same", autoRemove, func(r *container.CreateRequest) { r.Hostname = "x"; r.Labels["a"] = "b" })
+		run("elsewhere", func(r *container.CreateRequest) {
+			r.ExposedPorts = mobynet.PortSet{mobynet.MustParsePort("80/tcp"): {}}
+			r.HostConfig.PublishAllPorts = true
+		})
 		if n := len(h.warmImages()); n != 1 {
 			t.Errorf("%d warm images of one configuration", n)
 		}
@@ -385,6 +390,14 @@ func TestWarmCopies(t *testing.T) {
 			t.Fatalf("%d frozen machines of %d", len(all), len(h.driver.Running()))
 		}
 		frozen := all[0]
+		seen := map[string]bool{} // boot ids and machine ids
+		rehearsed := frozen.Identified()
+		if len(rehearsed) != rehearsals {
+			t.Errorf("its start was rehearsed %d times", len(rehearsed))
+		}
+		for _, who := range rehearsed {
+			seen[who.BootID], seen[who.MachineID] = true, true
+		}
 		check := func(name string, copied bool) {
 			t.Helper()
 			id := h.run(name, "serve", warm(warmReadyLabel, ready), autoRemove)
@@ -395,6 +408,10 @@ func TestWarmCopies(t *testing.T) {
 			m := h.driver.Machine(id)
 			if who := m.Identified(); len(who) != 1 || who[0].NewID != id || who[0].BootID == "" {
 				t.Errorf("%s is %+v", name, who)
+			} else if seen[who[0].BootID] || seen[who[0].MachineID] {
+				t.Errorf("%s is another one, too: %+v", name, who)
+			} else {
+				seen[who[0].BootID], seen[who[0].MachineID] = true, true
 			}
 			if shares := m.Config.UID == frozen.Config.UID; shares != copied && os.Geteuid() == 0 {
 				t.Errorf("%s runs as %d, the frozen one as %d", name, m.Config.UID, frozen.Config.UID)

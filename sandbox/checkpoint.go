@@ -27,6 +27,12 @@ func (s *Sandbox) Checkpoint(ctx context.Context, soon, still func(context.Conte
 	return saved, pause, nil
 }
 
+// Renew gives the guest what Restore gives it, through a new session.
+func (s *Sandbox) Renew(ctx context.Context) error {
+	s.Disconnect()
+	return s.bringUp(ctx, s.config.Token)
+}
+
 // Identify makes a container of a restored sandbox another one: see api.IdentifyRequest.
 func (s *Sandbox) Identify(ctx context.Context, r api.IdentifyRequest) (result api.IdentifyResult, err error) {
 	err = s.call(ctx, api.MethodIdentify, r, &result)

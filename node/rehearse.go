@@ -1,0 +1,48 @@
+package node
+
+import (
+	"context"
+
+	"github.com/cradlevm/cradle/api"
+	"github.com/cradlevm/cradle/node/runspec"
+	"github.com/cradlevm/cradle/sandbox"
+)
+
+// rehearsals is how often a shadow goes through what revive does to its copies. What is translated, found and allocated then, no copy has to:
+// the first of these costs some 100 ms of an emulated processor, the last a tenth of that.
+const rehearsals = 8
+
+// rehearse has a shadow, whose container stands still and does so again afterwards, do what its copies begin with. Who it was meanwhile, none of them
+// stays.
+func (s *shadow) rehearse(ctx context.Context, machine *sandbox.Sandbox) error {
+	n, rec := s.node, s.snapshot()
+	request, err := runspec.Create(rec.spec(), n.settings)
+	if err != nil {
+		return err
+	}
+	networks := usualNetworks()
+	if ahead := n.interfacesAhead(rec.Links); len(ahead) > 0 { // what copies have them for, too: addresses are all that they lack
+		networks = append(networks, api.NetworkRequest{Interfaces: ahead})
+	} else {
+		networks = append(networks, api.NetworkRequest{})
+	}
+	for range rehearsals {
+		if err := machine.Renew(ctx); err != nil {
+			return err
+		}
+		if _, err := machine.Identify(ctx, newIdentity(rec.ID, rec, request)); err != nil {
+			return err
+		}
+		for _, r := range networks {
+			if err := machine.Network(ctx, r); err != nil {
+				return err
+			}
+		}
+		for _, frozen := range []bool{false, true} {
+			if err := machine.Freeze(ctx, s.id, frozen); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
