@@ -183,6 +183,8 @@ type CreateRequest struct {
 	// Volumes are paths of the image that are volumes: each becomes a directory outside the overlay, on the
 	// upper filesystem, filled at create from what the image has there.
 	Volumes []string `json:"volumes,omitempty"`
+	// VolumeDisks are volumes on disks of their own, which outlive the container.
+	VolumeDisks []VolumeDisk `json:"volumeDisks,omitempty"`
 	// Init runs a minimal init (docker's --init) as the container's PID 1: it forwards signals and reaps.
 	Init bool `json:"init,omitempty"`
 	// StdinOpen: the process gets a pipe (or the terminal) fed by MethodStdin; otherwise /dev/null.
@@ -200,6 +202,17 @@ type CreateRequest struct {
 	// Network is applied next, as MethodNetwork does; nil leaves the interfaces as they are. That of a MethodPrepare has no
 	// addresses yet.
 	Network *NetworkRequest `json:"network,omitempty"`
+}
+
+// VolumeDisk is a volume on a disk of its own. Its files are in the directory "data" of the disk's file system, so that what else
+// the file system has at its root is not seen.
+type VolumeDisk struct {
+	Disk
+	Path string `json:"path"` // absolute, in the container
+	// ReadOnly: the container cannot write to it. The file system is mounted writable all the same.
+	ReadOnly bool `json:"readOnly,omitempty"`
+	// NoCopy: an empty volume is not filled with what the image has at Path.
+	NoCopy bool `json:"noCopy,omitempty"`
 }
 
 // Attachment returns the bytes of the request that travel beside its JSON.

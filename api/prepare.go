@@ -11,8 +11,8 @@ import (
 // A network is of the second; the first may be given one of its own. r is not changed; the halves share memory with it.
 func (r CreateRequest) Split() (first, rest CreateRequest) {
 	rest = r
-	rest.Rootfs, rest.Volumes = Rootfs{}, nil
-	first = CreateRequest{Rootfs: r.Rootfs, Volumes: r.Volumes}
+	rest.Rootfs, rest.Volumes, rest.VolumeDisks = Rootfs{}, nil, nil
+	first = CreateRequest{Rootfs: r.Rootfs, Volumes: r.Volumes, VolumeDisks: r.VolumeDisks}
 	for _, f := range r.Files {
 		first.Files = append(first.Files, File{Path: f.Path, Mode: f.Mode})
 	}
@@ -29,7 +29,7 @@ func (r *CreateRequest) Join(first *CreateRequest) (ok bool) {
 	if r.Spec == nil || !slices.EqualFunc(first.Files, r.Files, func(a, b File) bool { return a.Path == b.Path }) {
 		return false
 	}
-	r.Rootfs, r.Volumes = first.Rootfs, first.Volumes
+	r.Rootfs, r.Volumes, r.VolumeDisks = first.Rootfs, first.Volumes, first.VolumeDisks
 	r.Spec.Root, r.Spec.Mounts, r.Spec.Linux = first.Spec.Root, first.Spec.Mounts, first.Spec.Linux
 	return true
 }

@@ -7,19 +7,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/plugin"
-	"github.com/moby/moby/api/types/volume"
 )
 
-// absentRoutes answer truly for what cradle does not have: no volumes, no plugins, no builder. Lists are empty and pruning finds nothing, so that docker system prune works; the rest is refused.
+// absentRoutes answer truly for what cradle does not have: no plugins, no builder. Lists are empty and pruning finds nothing, so that docker system prune works; the rest is refused.
 func (s *server) absentRoutes() []route {
 	return []route{
-		{"GET", "/volumes", "", volumeList},
-		{"POST", "/volumes/create", "", refused("Creating a volume")},
-		{"POST", "/volumes/prune", "", emptyPrune(volume.PruneReport{VolumesDeleted: []string{}}, "all", "label", "label!")},
-		{"GET", "/volumes/{id}", "", noVolume},
-		{"PUT", "/volumes/{id}", "", noVolume},
-		{"DELETE", "/volumes/{id}", "", volumeRemove},
-
 		{"GET", "/plugins", "", func(c *call) error { return list(c, []plugin.Plugin{}) }},
 		{"GET", "/plugins/privileges", "", refused("Installing a plugin")},
 		{"POST", "/plugins/pull", "", refused("Installing a plugin")},
@@ -49,24 +41,6 @@ func emptyPrune(answer any, filters ...string) handler {
 		}
 		return c.json(http.StatusOK, answer)
 	}
-}
-
-func volumeList(c *call) error {
-	if _, err := c.filters("dangling", "driver", "label", "name"); err != nil {
-		return err
-	}
-	return c.json(http.StatusOK, volume.ListResponse{Volumes: []volume.Volume{}, Warnings: []string{}})
-}
-
-func noVolume(c *call) error {
-	return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", c.id()))
-}
-
-func volumeRemove(c *call) error {
-	if c.flag("force") { // that it is gone is all the client wants
-		return c.empty(http.StatusNoContent)
-	}
-	return noVolume(c)
 }
 
 func noPlugin(c *call) error {

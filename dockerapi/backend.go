@@ -42,6 +42,7 @@ type Backend interface {
 	ExecBackend
 	ImageBackend
 	NetworkBackend
+	VolumeBackend
 }
 
 // AuthBackend is an optional power of a Backend, found by assertion: it checks credentials for docker login.

@@ -288,14 +288,30 @@ func TestClientNetworks(t *testing.T) {
 	}
 }
 
+func TestClientVolumes(t *testing.T) {
+	c, f := newClient(t)
+	ctx := t.Context()
+	if v := ok[client.VolumeListResult](t)(c.VolumeList(ctx, client.VolumeListOptions{Filters: make(client.Filters).Add("name", "x")})); len(v.Items) != 0 {
+		t.Errorf("volumes %+v", v.Items)
+	}
+	if v := ok[client.VolumeCreateResult](t)(c.VolumeCreate(ctx, client.VolumeCreateOptions{Name: "v", Labels: map[string]string{"a": "b"}})); v.Volume.Name != "v" {
+		t.Errorf("made %+v", v)
+	}
+	if v := ok[client.VolumeInspectResult](t)(c.VolumeInspect(ctx, "data", client.VolumeInspectOptions{})); v.Volume.Driver != "local" {
+		t.Errorf("%+v", v)
+	}
+	isClass[client.VolumeInspectResult](t, errdefs.IsNotFound)(c.VolumeInspect(ctx, "v", client.VolumeInspectOptions{}))
+	ok[client.VolumeRemoveResult](t)(c.VolumeRemove(ctx, "data", client.VolumeRemoveOptions{Force: true}))
+	isClass[client.VolumeRemoveResult](t, errdefs.IsNotFound)(c.VolumeRemove(ctx, "v", client.VolumeRemoveOptions{}))
+	ok[client.VolumePruneResult](t)(c.VolumePrune(ctx, client.VolumePruneOptions{All: true}))
+	for _, call := range []string{"volumes [name]", "volume create v map[a:b]", "volume remove data true", "volume prune [all]"} {
+		f.eventually(t, call)
+	}
+}
+
 func TestClientAbsent(t *testing.T) {
 	c, _ := newClient(t)
 	ctx := t.Context()
-	if v := ok[client.VolumeListResult](t)(c.VolumeList(ctx, client.VolumeListOptions{})); len(v.Items) != 0 {
-		t.Errorf("volumes %+v", v.Items)
-	}
-	isClass[client.VolumeCreateResult](t, errdefs.IsNotImplemented)(c.VolumeCreate(ctx, client.VolumeCreateOptions{}))
-	isClass[client.VolumeInspectResult](t, errdefs.IsNotFound)(c.VolumeInspect(ctx, "v", client.VolumeInspectOptions{}))
 	ok[client.PluginListResult](t)(c.PluginList(ctx, client.PluginListOptions{}))
 	isClass[client.SwarmInspectResult](t, errdefs.IsUnavailable)(c.SwarmInspect(ctx, client.SwarmInspectOptions{}))
 	isClass[client.SwarmInitResult](t, errdefs.IsNotImplemented)(c.SwarmInit(ctx, client.SwarmInitOptions{}))

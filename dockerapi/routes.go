@@ -22,7 +22,7 @@ type route struct {
 // routes is the API.
 func (s *server) routes() []route {
 	return slices.Concat(
-		s.systemRoutes(), s.containerRoutes(), s.fileRoutes(), s.imageRoutes(), s.networkRoutes(), s.absentRoutes(), s.swarmRoutes())
+		s.systemRoutes(), s.containerRoutes(), s.fileRoutes(), s.imageRoutes(), s.networkRoutes(), s.volumeRoutes(), s.absentRoutes(), s.swarmRoutes())
 }
 
 // pathRoutes are the rows that share a pattern of the mux.

@@ -194,7 +194,7 @@ func (a *Agent) build(r *api.CreateRequest) (*container, error) {
 	if err := a.add(r.ID, c); err != nil {
 		return nil, err
 	}
-	serials := rootfsDisks(&r.Rootfs)
+	serials := requestDisks(r)
 	mounted := mountDisks(r.Spec.Mounts)
 	nodes, err := findDisks(append(serials, mounted...))
 	if err != nil {
@@ -229,14 +229,15 @@ func (c *container) furnish(nodes []string) error {
 	if err := c.agent.sysctl(spec.Linux.Sysctl); err != nil {
 		return err
 	}
-	if err := mountRootfs(&r.Rootfs, nodes); err != nil {
+	own := len(nodes) - len(r.VolumeDisks) // the rest are volumes'
+	if err := mountRootfs(&r.Rootfs, nodes[:own]); err != nil {
 		return err
 	}
 	files, err := c.given.stage(r.Files)
 	if err != nil {
 		return err
 	}
-	volumes, err := stageVolumes(r.Volumes)
+	volumes, err := stageVolumes(r, nodes[own:])
 	if err != nil {
 		return err
 	}

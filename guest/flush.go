@@ -1,9 +1,11 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
+	"github.com/cradlevm/cradle/api"
 	"golang.org/x/sys/unix"
 )
 
@@ -13,20 +15,26 @@ const (
 	leavingJournal = 2          // EXT4_GOING_FLAGS_NOLOGFLUSH
 )
 
-// flush writes what the container has written to its disk, which has no room for it when the host's file system is full: that
-// is lost then, and an error. No process of the container runs any more, its file system is still mounted.
+// flush writes what the container has written to its disk and its volumes'. No process of the container runs any more, its file
+// systems are still mounted.
+func (c *container) flush() error {
+	var errs []error
+	for i, d := range writtenDisks(c.req) {
+		errs = append(errs, flushDisk(c.nodes[len(c.req.Rootfs.Layers)+i], d))
+	}
+	return errors.Join(errs...)
+}
+
+// flushDisk writes what is to be written to a disk, which has no room for it when the host's file system is full: that is lost
+// then, and an error.
 //
 // The file system is shut down after an error. Otherwise its unmounting, which fails to write what is only in the
 // journal to where it belongs, marks the journal as one that nobody needs (ext4_put_super, at least up to Linux 6.12): at its
 // next mount the file system would be broken, not as the journal has it.
-func (c *container) flush() error {
-	upper := c.req.Rootfs.Upper
-	if upper == nil {
-		return nil
-	}
-	fd, err := openMounted(c.nodes[len(c.req.Rootfs.Layers)], upper.FSType)
+func flushDisk(node string, d api.Disk) error {
+	fd, err := openMounted(node, d.FSType)
 	if err != nil {
-		return fmt.Errorf("flush disk %s: %w", upper.Serial, err)
+		return fmt.Errorf("flush disk %s: %w", d.Serial, err)
 	}
 	defer unix.Close(fd)
 	// What could not be written in the background is told to one that asks, which a process may have been. But the kernel
@@ -39,7 +47,7 @@ func (c *container) flush() error {
 	if err != nil {
 		manner := uint32(leavingJournal)
 		unix.Syscall(unix.SYS_IOCTL, uintptr(fd), ext4Shutdown, uintptr(unsafe.Pointer(&manner)))
-		return fmt.Errorf("flush disk %s: %w", upper.Serial, err)
+		return fmt.Errorf("flush disk %s: %w", d.Serial, err)
 	}
 	return nil
 }

@@ -135,12 +135,12 @@ func TestVM(t *testing.T) {
 	}{
 		{"prepared environment", prepared(testEnvironment)}, {"prepared users", prepared(testUsers)},
 		{"prepared mounts", prepared(testMounts)}, {"prepared hostile", prepared(testHostile)},
-		{"prepared upper", prepared(testUpper)}, {"prepared devices", prepared(testDevices)}, {"prepared refused", prepared(testRefused)},
+		{"prepared upper", prepared(testUpper)}, {"prepared volume disk", prepared(testVolumeDisk)}, {"prepared devices", prepared(testDevices)}, {"prepared refused", prepared(testRefused)},
 		{"prepared unused", testUnused},
 		{"exit codes", testExitCodes}, {"errors", testStartErrors}, {"environment", testEnvironment},
 		{"users", testUsers}, {"exec", testExec}, {"terminal", testTerminal}, {"stdin", testStdin},
 		{"limits", testLimits}, {"mounts", testMounts}, {"hostile", testHostile}, {"init", testInit},
-		{"output", testOutputSurvives}, {"upper", testUpper}, {"layers", testManyLayers}, {"refused", testRefused},
+		{"output", testOutputSurvives}, {"upper", testUpper}, {"volume disk", testVolumeDisk}, {"layers", testManyLayers}, {"refused", testRefused},
 		{"devices", testDevices}, {"inspect", testInspect}, {"unplug", testUnplug}, {"speed", testSpeed}, {"identity", testIdentity}, {"configure", testConfigure},
 	} {
 		ok := t.Run(test.name, func(t *testing.T) {

@@ -17,16 +17,28 @@ const (
 	stage = runDir + "/stage"
 )
 
-// rootfsDisks lists the serials of a rootfs, layers first.
-func rootfsDisks(r *api.Rootfs) []string {
+// requestDisks lists the serials of a request's own disks: layers, upper, volumes.
+func requestDisks(r *api.CreateRequest) []string {
 	var serials []string
-	for _, l := range r.Layers {
+	for _, l := range r.Rootfs.Layers {
 		serials = append(serials, l.Serial)
 	}
-	if r.Upper != nil {
-		serials = append(serials, r.Upper.Serial)
+	for _, d := range writtenDisks(r) {
+		serials = append(serials, d.Serial)
 	}
 	return serials
+}
+
+// writtenDisks are those of a request that its container may write to: their devices follow those of the layers.
+func writtenDisks(r *api.CreateRequest) []api.Disk {
+	var disks []api.Disk
+	if r.Rootfs.Upper != nil {
+		disks = append(disks, *r.Rootfs.Upper)
+	}
+	for _, v := range r.VolumeDisks {
+		disks = append(disks, v.Disk)
+	}
+	return disks
 }
 
 // enterNamespaces gives the calling thread namespaces of its own, with mounts that nothing propagates into.

@@ -48,6 +48,30 @@ func testUpper(t *testing.T, v *testVM, box []api.Disk) {
 	v.says(box, with, "cat /kept /vol/kept; ls /bin/yes 2>/dev/null", "one\ntwo")
 }
 
+// testVolumeDisk: a volume is filled once, from the image, and what is written to it is there for the next container.
+func testVolumeDisk(t *testing.T, v *testVM, box []api.Disk) {
+	layers := append([]api.Disk{v.erofsLayer("mkdir -p data; echo image >data/file; chown 5:6 data; chmod 750 data")}, box...)
+	disk := v.scratch()
+	with := func(path string, change func(*api.VolumeDisk)) func(r *api.CreateRequest) {
+		return func(r *api.CreateRequest) {
+			d := api.VolumeDisk{Disk: *disk, Path: path}
+			if change != nil {
+				change(&d)
+			}
+			r.Volumes, r.VolumeDisks = []string{path + "/inner"}, []api.VolumeDisk{d}
+		}
+	}
+	v.says(layers, with("/data", func(d *api.VolumeDisk) { d.NoCopy = true }), "ls -A /data", "inner")
+	v.says(layers, with("/data", nil), "rmdir /data/inner 2>/dev/null; ls -A /data", "inner")
+	v.says(layers, with("/other", nil), "echo mine >/other/kept; touch /other/inner/not; ls -A /other", "inner\nkept")
+	v.says(layers, with("/data", func(d *api.VolumeDisk) { d.ReadOnly = true }),
+		"cat /data/kept; ls -A /data /data/inner; touch /data/x 2>/dev/null || echo ro; touch /data/inner/x && echo rw", "mine\n/data:\ninner\nkept\n\n/data/inner:\nro\nrw")
+	fresh := v.scratch()
+	v.says(layers, func(r *api.CreateRequest) { r.VolumeDisks = []api.VolumeDisk{{Disk: *fresh, Path: "/data"}} },
+		"cat /data/file; stat -c %a-%u-%g /data; rm /data/file; echo 2 >/data/two", "image\n750-5-6")
+	v.says(layers, func(r *api.CreateRequest) { r.VolumeDisks = []api.VolumeDisk{{Disk: *fresh, Path: "/data"}} }, "ls -A /data", "two")
+}
+
 func testManyLayers(t *testing.T, v *testVM, box []api.Disk) {
 	layers := slices.Clone(box)
 	for i := range 45 {

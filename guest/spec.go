@@ -2,6 +2,7 @@ package guest
 
 import (
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/cradlevm/cradle/api"
@@ -44,6 +45,9 @@ func checkPrepare(r *api.CreateRequest) error {
 	if r.Rootfs.Upper != nil {
 		disks = append(disks, *r.Rootfs.Upper)
 	}
+	for _, v := range r.VolumeDisks {
+		disks = append(disks, v.Disk)
+	}
 	for _, d := range disks {
 		if d.FSType != "erofs" && d.FSType != "ext4" {
 			return api.Errorf(api.CodeUnsupported, "filesystem type %.20q", d.FSType)
@@ -60,7 +64,11 @@ func checkPrepare(r *api.CreateRequest) error {
 			return api.Errorf(api.CodeInvalid, "file %.80q", f.Path)
 		}
 	}
-	for _, v := range r.Volumes {
+	volumes := slices.Clone(r.Volumes)
+	for _, v := range r.VolumeDisks {
+		volumes = append(volumes, v.Path)
+	}
+	for _, v := range volumes {
 		if !cleanPath(v) || v == "/" {
 			return api.Errorf(api.CodeInvalid, "volume %.80q", v)
 		}

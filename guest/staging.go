@@ -2,7 +2,10 @@ package guest
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cradlevm/cradle/api"
@@ -26,9 +29,72 @@ func setNames(host, domain string) error {
 	return nil
 }
 
-// stageVolumes makes a directory on the upper filesystem for each volume, filled with what the image has at its path.
+// stageVolumes stages all volumes of a request, parents before children. nodes are the devices of those with disks.
+func stageVolumes(r *api.CreateRequest, nodes []string) ([]*graft, error) {
+	list, err := stageOwnVolumes(r.Volumes)
+	if err != nil {
+		return nil, err
+	}
+	for i, v := range r.VolumeDisks {
+		g, err := stageDisk(v, nodes[i], "v"+strconv.Itoa(i))
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, g)
+	}
+	slices.SortFunc(list, func(a, b *graft) int { return strings.Compare(a.path, b.path) })
+	return list, nil
+}
+
+// stageDisk mounts a volume's disk at dir. Like docker it fills a volume that is empty.
+func stageDisk(v api.VolumeDisk, node, dir string) (*graft, error) {
+	if err := mountDisk(node, dir, v.Disk, 0); err != nil {
+		return nil, err
+	}
+	data := dir + "/data"
+	if err := unix.Mkdir(data, 0o755); err != nil && err != unix.EEXIST {
+		return nil, api.Errorf(api.CodeInternal, "volume %s: %w", v.Path, err)
+	}
+	empty, err := isEmpty(data)
+	if err != nil {
+		return nil, api.Errorf(api.CodeInternal, "volume %s: %w", v.Path, err)
+	}
+	if empty && !v.NoCopy {
+		if err := fillVolume(v.Path, data); err != nil {
+			return nil, api.Errorf(api.CodeInternal, "volume %s: %w", v.Path, err)
+		}
+	}
+	tree, err := openTree(data)
+	if err != nil {
+		return nil, err
+	}
+	if v.ReadOnly {
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+			unix.Close(tree)
+			return nil, fmt.Errorf("volume %s: mount_setattr: %w", v.Path, err)
+		}
+	}
+	return &graft{path: v.Path, tree: tree, dir: true}, nil
+}
+
+// isEmpty tells whether a directory has no entries.
+func isEmpty(dir string) (bool, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	_, err = f.Readdirnames(1)
+	if err == io.EOF {
+		return true, nil
+	}
+	return false, err
+}
+
+// stageOwnVolumes makes a directory on the upper filesystem for each volume, filled with what the image has at its path.
 // One that is there already, from an earlier life of the container, is left as it is.
-func stageVolumes(paths []string) ([]*graft, error) {
+func stageOwnVolumes(paths []string) ([]*graft, error) {
 	var list []*graft
 	for _, p := range paths {
 		name := "u/volumes/" + strings.NewReplacer("%", "%25", "/", "%2F").Replace(p)

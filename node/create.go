@@ -20,7 +20,7 @@ import (
 )
 
 // ContainerCreate implements dockerapi.Backend.
-func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec.Platform, r container.CreateRequest) (container.CreateResponse, error) {
+func (n *Node) ContainerCreate(ctx context.Context, name string, platform *ocispec.Platform, r container.CreateRequest) (container.CreateResponse, error) {
 	fail := func(err error) (container.CreateResponse, error) { return container.CreateResponse{}, err }
 	if r.Config == nil {
 		return fail(invalid("config cannot be empty in order to create a container"))
@@ -70,6 +70,9 @@ func (n *Node) ContainerCreate(_ context.Context, name string, platform *ocispec
 		if other, err := n.find(mode.ConnectedContainer()); err == nil {
 			rec.HostConfig.NetworkMode = container.NetworkMode("container:" + other.id)
 		}
+	}
+	if err := n.makeVolumes(ctx, rec); err != nil {
+		return fail(err)
 	}
 	if err := n.add(name, rec); err != nil {
 		return fail(err)

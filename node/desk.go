@@ -115,6 +115,11 @@ func (c *ctr) openDesk(ctx context.Context) (d *desk, err error) {
 	if err != nil {
 		return nil, err
 	}
+	settled, err := c.addVolumes(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer settled()
 	// A daemon that finds this VM recorded takes it for a start that was cut short, and ends it.
 	machine, err := c.bringUp(ctx, p, &phases{}, &undo)
 	if err != nil {

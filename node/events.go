@@ -150,7 +150,11 @@ func matchesEvent(m events.Message, filters dockerapi.Filters) bool {
 			ok = matchesImage(m, values)
 		case "label":
 			ok = matchesLabels(m.Actor.Attributes, values)
-		default: // daemon, network, volume: this daemon has no such events
+		case "volume":
+			ok = m.Type == events.VolumeEventType && values[m.Actor.ID]
+		case "network":
+			ok = m.Type == events.NetworkEventType && (anyPrefix(values, m.Actor.ID) || values[m.Actor.Attributes["name"]])
+		default: // daemon: this one has no such events
 			ok = false
 		}
 		if !ok {

@@ -151,8 +151,8 @@ func (c *ctr) afterwards(rec record) {
 	}
 }
 
-// teardown ends the run's VM and removes its runtime files. The writable disk of a container that stays is
-// flushed first.
+// teardown ends the run's VM and removes its runtime files. The writable disk of a container that stays, and
+// volumes, are flushed first.
 func (c *ctr) teardown(r *run, rec record) {
 	log := c.node.options.Log.With("container", c.id)
 	c.drainExecs()
@@ -160,7 +160,7 @@ func (c *ctr) teardown(r *run, rec record) {
 	ctx, cancel := context.WithTimeout(context.Background(), teardownLimit)
 	defer cancel()
 	c.mu.Lock()
-	goes := rec.HostConfig.AutoRemove && !c.keep || c.removing
+	goes := (rec.HostConfig.AutoRemove && !c.keep || c.removing) && len(rec.namedVolumes()) == 0
 	c.mu.Unlock()
 	switch {
 	case r.owner != nil:

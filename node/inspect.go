@@ -79,10 +79,20 @@ func (c *ctr) execIDs() []string {
 	return ids
 }
 
-// mounts lists the image's volumes, which live on the container's own disk.
+// mounts lists named volumes and the image's, which live on the container's own disk.
 func (c *ctr) mounts(r record) []container.MountPoint {
 	out := []container.MountPoint{}
+	named := map[string]bool{}
+	for _, v := range r.namedVolumes() {
+		named[v.Path] = true
+		out = append(out, container.MountPoint{
+			Type: mount.TypeVolume, Name: v.Name, Source: c.node.volumes.Disk(v.Name), Destination: v.Path, Driver: "local", RW: !v.ReadOnly,
+		})
+	}
 	for path := range r.Config.Volumes {
+		if named[path] {
+			continue
+		}
 		out = append(out, container.MountPoint{
 			Type: mount.TypeVolume, Destination: path, Driver: "local", RW: true,
 			Source: filepath.Join(c.dir(), "scratch.ext4"),

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cradlevm/cradle/dockerapi"
 	"github.com/cradlevm/cradle/image"
+	"github.com/cradlevm/cradle/node/runspec"
 )
 
 // ContainerList implements dockerapi.Backend: newest first.
@@ -100,7 +101,7 @@ func (n *Node) containerFilter(filters dockerapi.Filters) (func(*ctr, record) bo
 			any("health", func(v string) bool { return v == string(c.healthStatus()) }) &&
 			any("is-task", func(v string) bool { return v == "false" || v == "0" }) &&
 			any("network", func(v string) bool { return onNetwork(&r, v) }) &&
-			any("volume", func(v string) bool { _, ok := r.Config.Volumes[v]; return ok }) &&
+			any("volume", func(v string) bool { return hasVolume(&r, v) }) &&
 			any("publish", func(string) bool { return false }) &&
 			any("expose", func(v string) bool {
 				return !r.HostConfig.NetworkMode.IsNone() && exposes(r.Config.ExposedPorts, v) // nobody could reach them
@@ -132,6 +133,12 @@ func onNetwork(r *record, network string) bool {
 	return slices.ContainsFunc(r.Links, func(l link) bool {
 		return l.Name == network || l.Endpoint != nil && l.Endpoint.Network == network
 	})
+}
+
+// hasVolume tells whether a container has the volume of this name, or one at this path.
+func hasVolume(r *record, v string) bool {
+	_, ok := r.Config.Volumes[v]
+	return ok || slices.ContainsFunc(r.namedVolumes(), func(n runspec.Volume) bool { return n.Name == v || n.Path == v })
 }
 
 func exposes(ports network.PortSet, v string) bool {

@@ -75,6 +75,7 @@ type Node struct {
 	store      *store
 	pool       *pool.Pool // nil when it could not be opened, or is not wanted
 	scratch    volume.Scratch
+	volumes    *volume.Store
 	networks   *network.Networks // nil when they could not be opened, or are not wanted: noNetworks says why
 	noNetworks error
 	settings   runspec.Settings
@@ -92,6 +93,9 @@ type Node struct {
 	ctx     context.Context
 	stop    context.CancelFunc
 	running sync.WaitGroup
+
+	lendMu sync.Mutex
+	lent   map[string]lending // by volume
 
 	mu         sync.Mutex
 	closed     bool              // nothing new is added to running
@@ -123,7 +127,10 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 		settings: runspec.Settings{Arch: runtime.GOARCH, MaxCPUs: runtime.NumCPU(), Filters: runspec.NewFilters()},
 		events:   newEventLog(), timings: newTimings(), gate: newGate(), started: time.Now(),
 		containers: map[string]*ctr{}, names: map[string]string{}, execs: map[string]*exec{}, uids: map[uint32]int{},
-		leaving: map[*run]struct{}{}, unsaved: newUnsaved(),
+		leaving: map[*run]struct{}{}, lent: map[string]lending{}, unsaved: newUnsaved(),
+	}
+	if n.volumes, err = volume.OpenStore(filepath.Join(o.Root, "volumes"), &n.scratch); err != nil {
+		return nil, errors.Join(err, st.Close())
 	}
 	if n.key, err = snapshot.OpenKey(filepath.Join(o.Root, "snapshot.key")); err != nil {
 		return nil, errors.Join(fmt.Errorf("open node: %w", err), st.Close())

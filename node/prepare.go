@@ -27,11 +27,11 @@ func (n *Node) readyDir() string { return filepath.Join(n.options.Root, readyNam
 // scratchPath is where the container's writable disk is.
 func (c *ctr) scratchPath() string { return filepath.Join(c.dir(), scratchName) }
 
-// preparation describes how a VM is made ready for containers of such a plan. nil when none can be: the container has a disk of
+// preparation describes how a VM is made ready for containers of such a plan. nil when none can be: the container has disks of
 // its own already, or what it runs from may change.
 func (c *ctr) preparation(p *plan) *pool.Preparation {
 	n := c.node
-	if _, err := os.Lstat(c.scratchPath()); p.rec.Dir != "" || !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(c.scratchPath()); p.rec.Dir != "" || len(p.request.VolumeDisks) > 0 || !errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	size, err := runspec.ScratchSize(&p.rec.HostConfig, n.settings)

@@ -35,6 +35,7 @@ func (n *Node) recover(ctx context.Context) error {
 		if rec.Sandbox != nil {
 			n.uids[rec.Sandbox.VM.UID]++
 		}
+		n.recoverLent(rec)
 		c.loadExecs()
 	}
 	if err := n.scratch.Clean(); err != nil {

@@ -105,6 +105,8 @@ func (c *ctr) savable() (*run, record, error) {
 		return nil, rec, conflict("container %s is paused, unpause it first", c.id)
 	case r != nil && r.owner != nil:
 		return nil, rec, conflict("container %s shares the virtual machine of another container: it cannot be saved alone", c.id)
+	case len(rec.namedVolumes()) > 0: // what is saved would go on beside whoever writes to the volume next
+		return nil, rec, conflict("container %s has the volume %s, and cannot be saved or cloned", c.id, rec.namedVolumes()[0].Name)
 	case r == nil || rec.Status != container.StateRunning || rec.Sandbox == nil:
 		return nil, rec, conflict("container %s is not running", c.id)
 	}

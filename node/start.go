@@ -187,6 +187,11 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	if err != nil {
 		return err
 	}
+	settled, err := c.addVolumes(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer settled()
 	steps.done("disks")
 	bringUp := c.bringUp
 	if rec.HostConfig.NetworkMode.IsContainer() {

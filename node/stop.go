@@ -386,9 +386,12 @@ func (c *ctr) removeLocked(ctx context.Context, force bool) (err error) {
 	return c.remove()
 }
 
-// killRun ends the run the hard way: by its VM, or in the VM that it shares.
+// killRun ends the run the hard way: by its VM, or in the VM that it shares, or that has volumes to flush.
 func (c *ctr) killRun(ctx context.Context, r *run) error {
 	if r.owner == nil {
+		if rec := c.snapshot(); len(rec.namedVolumes()) > 0 && c.killAndFlush(ctx, r, rec) {
+			return nil
+		}
 		c.evict(r)
 		return r.vm.Kill()
 	}
@@ -396,6 +399,22 @@ func (c *ctr) killRun(ctx context.Context, r *run) error {
 		c.node.options.Log.Warn("send SIGKILL", "container", c.id, "err", err)
 	}
 	return nil
+}
+
+// killAndFlush ends a run by its first process, so that what was written to its volumes comes to their disks. False when that takes
+// too long.
+func (c *ctr) killAndFlush(ctx context.Context, r *run, rec record) bool {
+	ctx, cancel := context.WithTimeout(ctx, teardownLimit)
+	defer cancel()
+	if rec.Status == container.StatePaused {
+		if err := c.resumeRun(ctx, r); err != nil {
+			return false
+		}
+	}
+	if err := r.signal(ctx, c.process(), int(unix.SIGKILL)); err != nil {
+		return errors.Is(err, sandbox.ErrGone)
+	}
+	return c.await(ctx, r.torn, teardownLimit) == nil
 }
 
 func (c *ctr) removeRunning() error {

@@ -11,7 +11,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/system"
-	"github.com/moby/moby/api/types/volume"
 	"golang.org/x/sys/unix"
 
 	"github.com/cradlevm/cradle/dockerapi"
@@ -37,7 +36,7 @@ func (n *Node) Info(ctx context.Context) (system.Info, error) {
 		Driver: "erofs", DriverStatus: [][2]string{
 			{"Accelerator", accel}, {"Accelerator reason", why}, {"Guest kernel", n.options.Guest.Release},
 		},
-		Plugins:     system.PluginsInfo{Volume: []string{}, Network: []string{"null"}, Log: []string{"json-file", "local", "none"}},
+		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"null"}, Log: []string{"json-file", "local", "none"}},
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		LoggingDriver: "json-file", CgroupDriver: "cgroupfs", CgroupVersion: "2", NEventsListener: 0,
 		KernelVersion: unix.ByteSliceToString(uts.Release[:]), OperatingSystem: operatingSystem(), OSType: "linux",
@@ -138,7 +137,7 @@ func (n *Node) DiskUsage(ctx context.Context) (system.DiskUsage, error) {
 	iu.Reclaimable = min(iu.Reclaimable, layers)
 	return system.DiskUsage{
 		ContainerUsage: cu, ImageUsage: iu,
-		VolumeUsage: &volume.DiskUsage{Items: []volume.Volume{}}, BuildCacheUsage: &build.DiskUsage{Items: []build.CacheRecord{}},
+		VolumeUsage: n.volumeUsage(), BuildCacheUsage: &build.DiskUsage{Items: []build.CacheRecord{}},
 	}, nil
 }
 

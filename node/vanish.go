@@ -54,7 +54,7 @@ func (c *ctr) vanish(r *run, status api.ExitStatus) bool {
 func (c *ctr) ending(status api.ExitStatus) (record, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.rec.HostConfig.AutoRemove || c.rec.Hibernated || c.keep || c.removing || c.removed {
+	if !c.rec.HostConfig.AutoRemove || c.rec.Hibernated || len(c.rec.namedVolumes()) > 0 || c.keep || c.removing || c.removed {
 		return record{}, false
 	}
 	rec := c.rec

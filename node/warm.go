@@ -297,6 +297,9 @@ func (n *Node) coldReason(rec record) string {
 	if rec.HostConfig.NetworkMode.IsContainer() {
 		return "it shares another container's virtual machine"
 	}
+	if list := rec.namedVolumes(); len(list) > 0 {
+		return "it has the volume " + list[0].Name
+	}
 	img, err := n.options.Images.Get(rec.ImageID)
 	if err != nil {
 		return "" // its start says so

@@ -1,4 +1,5 @@
-// Package volume makes the disks that a sandbox may write: for now scratch disks, the writable layer of one container.
+// Package volume makes the disks that a sandbox may write: scratch disks, the writable layer of one container, and named
+// volumes, which outlive containers (Store).
 //
 // # Scratch disks
 //

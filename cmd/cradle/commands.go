@@ -29,6 +29,7 @@ func dockerCommands() []dockerCommand {
 			"unpause", "update", "wait"}},
 		{name: "image", subs: []string{"history", "import", "inspect", "load", "ls", "prune", "pull", "push", "rm", "save", "tag"}},
 		{name: "network", subs: []string{"connect", "create", "disconnect", "inspect", "ls", "prune", "rm"}},
+		{name: "volume", subs: []string{"create", "inspect", "ls", "prune", "rm"}},
 		{name: "system", subs: []string{"df", "events", "info"}},
 	}
 }

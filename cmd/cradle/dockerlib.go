@@ -10,6 +10,7 @@ import (
 	_ "github.com/docker/cli/cli/command/network"
 	_ "github.com/docker/cli/cli/command/registry"
 	_ "github.com/docker/cli/cli/command/system"
+	_ "github.com/docker/cli/cli/command/volume"
 	"github.com/spf13/cobra"
 )
 

@@ -195,6 +195,16 @@ func volumesOf(c Container) ([]string, error) {
 	for _, m := range tmpfs {
 		taken[m.Destination] = true
 	}
+	named, err := NamedVolumes(c.Host)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range named {
+		if taken[v.Path] {
+			return nil, invalid("Duplicate mount point: %s", v.Path)
+		}
+		taken[v.Path] = true
+	}
 	set := map[string]bool{}
 	for dest := range c.Config.Volumes {
 		if err := checkDestination(dest); err != nil {
@@ -203,7 +213,7 @@ func volumesOf(c Container) ([]string, error) {
 		set[path.Clean(dest)] = true
 	}
 	for _, m := range c.Host.Mounts {
-		if m.Type != mount.TypeVolume {
+		if m.Type != mount.TypeVolume || m.Source != "" {
 			continue
 		}
 		if err := checkDestination(m.Target); err != nil {

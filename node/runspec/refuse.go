@@ -1,6 +1,8 @@
 package runspec
 
 import (
+	"strings"
+
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 )
@@ -36,13 +38,24 @@ func refuse(hc *container.HostConfig) error {
 			return unsupported("%s", r.what)
 		}
 	}
-	if len(hc.Binds) > 0 {
-		return unsupported("the bind mount or named volume %q", hc.Binds[0])
+	for _, text := range hc.Binds {
+		if b, err := parseBind(text); err != nil {
+			return err
+		} else if strings.HasPrefix(b.source, "/") {
+			return unsupported("the bind mount %q", text)
+		}
 	}
-	return refuseMounts(hc.Mounts)
+	if err := refuseMounts(hc.Mounts); err != nil {
+		return err
+	}
+	volumes, err := NamedVolumes(hc)
+	if len(volumes) > 0 && hc.NetworkMode.IsContainer() {
+		return unsupported("a named volume (%s) of a container that shares another's virtual machine", volumes[0].Name)
+	}
+	return err
 }
 
-// refuseMounts lets tmpfs and anonymous volumes pass.
+// refuseMounts lets tmpfs and volumes pass.
 func refuseMounts(mounts []mount.Mount) error {
 	for _, m := range mounts {
 		if m.Consistency != "" && m.Consistency != mount.ConsistencyDefault {
@@ -53,12 +66,14 @@ func refuseMounts(mounts []mount.Mount) error {
 		case mount.TypeVolume:
 			o := m.VolumeOptions
 			switch {
-			case m.Source != "":
-				return unsupported("the named volume %q", m.Source)
-			case m.ReadOnly:
+			case m.Source == "" && m.ReadOnly:
 				return unsupported("a read-only anonymous volume at %s", m.Target)
-			case o != nil && (o.NoCopy || o.Subpath != "" || len(o.Labels) > 0 || o.DriverConfig != nil):
+			case m.Source == "" && o != nil && (o.NoCopy || len(o.Labels) > 0):
 				return unsupported("an option of the anonymous volume at %s", m.Target)
+			case o != nil && o.Subpath != "":
+				return unsupported("a directory of a volume (volume-subpath) at %s", m.Target)
+			case o != nil && o.DriverConfig != nil && (len(o.DriverConfig.Options) > 0 || o.DriverConfig.Name != "" && o.DriverConfig.Name != "local"):
+				return unsupported("a driver, or its options, of the volume at %s", m.Target)
 			case m.BindOptions != nil || m.TmpfsOptions != nil || m.ImageOptions != nil || m.ClusterOptions != nil:
 				return invalid("invalid mount config for type \"volume\": options of another mount type")
 			}
