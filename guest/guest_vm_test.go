@@ -138,7 +138,7 @@ func TestVM(t *testing.T) {
 		{"prepared upper", prepared(testUpper)}, {"prepared volume disk", prepared(testVolumeDisk)}, {"prepared devices", prepared(testDevices)}, {"prepared refused", prepared(testRefused)},
 		{"prepared unused", testUnused},
 		{"exit codes", testExitCodes}, {"errors", testStartErrors}, {"environment", testEnvironment},
-		{"users", testUsers}, {"exec", testExec}, {"terminal", testTerminal}, {"stdin", testStdin},
+		{"users", testUsers}, {"exec", testExec}, {"seccomp", testSeccomp}, {"terminal", testTerminal}, {"stdin", testStdin},
 		{"limits", testLimits}, {"mounts", testMounts}, {"hostile", testHostile}, {"init", testInit},
 		{"output", testOutputSurvives}, {"upper", testUpper}, {"volume disk", testVolumeDisk}, {"layers", testManyLayers}, {"refused", testRefused},
 		{"devices", testDevices}, {"inspect", testInspect}, {"unplug", testUnplug}, {"speed", testSpeed}, {"identity", testIdentity}, {"configure", testConfigure},

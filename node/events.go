@@ -35,7 +35,8 @@ func (l *eventLog) add(kind events.Type, action events.Action, id string, attrib
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.past) == eventHistory {
-		l.past = append(l.past[:0], l.past[1:]...)
+		l.past[0] = events.Message{}
+		l.past = l.past[1:] // append moves the rest once for so many events, not for each
 	}
 	l.past = append(l.past, m)
 	for _, f := range l.watchers {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +26,9 @@ type exec struct {
 
 	mu  sync.Mutex
 	rec execRecord // what has been kept; the request does not change once it has begun
+
+	recordMu sync.Mutex
+	record   *os.File // its record's file between takeOut and putAway, to add to; nil otherwise
 
 	exitCode *int
 	done     chan struct{} // closed when it has ended

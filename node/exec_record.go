@@ -72,12 +72,45 @@ func (e *exec) keep() {
 
 // note adds to the record. Of an exec that is not kept, or has been forgotten, nothing is noted.
 func (e *exec) note(more execRecord) {
-	f, err := os.OpenFile(e.path(), os.O_APPEND|os.O_WRONLY, 0)
-	if err == nil {
-		err = appendJSON(f, more)
+	e.recordMu.Lock()
+	defer e.recordMu.Unlock()
+	var err error
+	if e.record != nil {
+		err = addJSON(e.record, more)
+	} else {
+		var f *os.File
+		if f, err = e.openRecord(); err == nil {
+			err = appendJSON(f, more)
+		}
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		e.c.node.options.Log.Warn("note exec", "container", e.c.id, "exec", e.id, "err", err)
+	}
+}
+
+func (e *exec) openRecord() (*os.File, error) {
+	return os.OpenFile(e.path(), os.O_APPEND|os.O_WRONLY, 0)
+}
+
+// takeOut keeps the record's file open until putAway, for all that is soon to be noted. That is for an exec whose client waits for
+// its end, and so holds a descriptor anyway. Without it, or where it fails, each note opens the file.
+func (e *exec) takeOut() {
+	e.recordMu.Lock()
+	defer e.recordMu.Unlock()
+	if e.record == nil {
+		if f, err := e.openRecord(); err == nil {
+			e.record = f
+		}
+	}
+}
+
+// putAway closes the record's file if it is open.
+func (e *exec) putAway() {
+	e.recordMu.Lock()
+	defer e.recordMu.Unlock()
+	if e.record != nil {
+		e.record.Close()
+		e.record = nil
 	}
 }
 
@@ -89,12 +122,15 @@ func (e *exec) unkeep() {
 }
 
 // appendJSON writes one object in one call, and closes the file.
-func appendJSON(f *os.File, r execRecord) error {
+func appendJSON(f *os.File, r execRecord) error { return errors.Join(addJSON(f, r), f.Close()) }
+
+// addJSON writes one object in one call.
+func addJSON(f *os.File, r execRecord) error {
 	raw, err := json.Marshal(r)
 	if err == nil {
 		_, err = f.Write(append(raw, '\n'))
 	}
-	return errors.Join(err, f.Close())
+	return err
 }
 
 // readExec reads a record back as far as it was written. What was cut short is cut off, so that it can be added to.

@@ -49,6 +49,9 @@ func (e *exec) start(ctx context.Context, o container.ExecStartRequest, ready fu
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
+	if !o.Detach {
+		e.takeOut()
+	}
 	e.note(execRecord{Begun: true})
 	out, err := e.launch(r)
 	if err != nil {
@@ -187,6 +190,7 @@ func (e *exec) await(end *outcome) {
 // settle does, when the client has been served, what an exec that has ended has coming: its end is kept, the agent
 // forgets it, and in time so does the node. r is nil when there is no agent any more; out has brought the end, if not nil.
 func (e *exec) settle(r *run, out *sandbox.Output) {
+	defer e.putAway()
 	e.mu.Lock()
 	rec := e.rec
 	e.mu.Unlock()
