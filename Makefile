@@ -16,6 +16,11 @@ BUILD_TIME := $(shell git log -1 --format=%cI 2>/dev/null)
 V          := github.com/docker/cli/cli/version
 LDFLAGS    := -s -w -X $(V).Version=$(VERSION) -X $(V).GitCommit=$(COMMIT) -X $(V).BuildTime=$(BUILD_TIME)
 
+# The command line begins before Go's runtime does, where somebody has written down how (cmd/cradle/front).
+ifeq ($(shell go env GOOS GOARCH | xargs),linux amd64)
+ENTRY := -E github.com/cradlevm/cradle/cmd/cradle/front.entry
+endif
+
 # What a machine needs besides Go. `deps` installs what is missing, and asks nothing of apt when nothing is. The
 # scripts that make kernels and images look after their own needs.
 RUN_PACKAGES  := qemu-system-x86 e2fsprogs
@@ -40,7 +45,7 @@ help: ## list the targets
 
 build: ## programs, in bin/
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/cradle ./cmd/cradle
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS) $(ENTRY)' -o bin/cradle ./cmd/cradle
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/cradle-init ./cmd/cradle-init
 	@if [ -d cmd/containerd-shim-cradle-v1 ]; then \
 	  CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/containerd-shim-cradle-v1 ./cmd/containerd-shim-cradle-v1; fi

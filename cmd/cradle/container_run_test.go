@@ -6,18 +6,34 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/moby/moby/api/types/container"
-
-	"github.com/cradlevm/cradle/cmd/cradle/front"
 )
 
+// frontProgram is a program with package front's entry.
+func frontProgram(t *testing.T) string {
+	t.Helper()
+	if runtime.GOOS+runtime.GOARCH != "linuxamd64" {
+		t.Skip("there is no entry for this machine")
+	}
+	program := filepath.Join(t.TempDir(), "program")
+	cmd := exec.Command("go", "build", "-ldflags", "-E github.com/cradlevm/cradle/cmd/cradle/front.entry", "-o", program, "./front/testdata/left")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
+}
+
 // askedInFront is the words that package front asks a daemon for; nil when it leaves the command alone.
-func askedInFront(t *testing.T, args ...string) []string {
+func askedInFront(t *testing.T, program string, args ...string) []string {
 	t.Helper()
 	var words []string
 	mux := http.NewServeMux()
@@ -35,20 +51,17 @@ func askedInFront(t *testing.T, args ...string) []string {
 	server.Listener = listenAt(t, run+"/"+socketName)
 	server.Start()
 	defer server.Close()
-	out, err := os.CreateTemp(t.TempDir(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	env := map[string]string{envRun: run, "HOME": run}
-	if _, done := front.Run(args, func(k string) string { return env[k] }, 0, out, out); done {
-		t.Error("done, with a daemon that cannot do it")
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = []string{envRun + "=" + run, "HOME=" + run}
+	if out, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 99 { // its own
+		t.Errorf("%v, with a daemon that cannot do it: %s", cmd.ProcessState, out)
 	}
 	return words
 }
 
 // What the front makes of a command is, to the last field, what docker's library makes of it.
 func TestRunInFrontAsksForTheSame(t *testing.T) {
+	program := frontProgram(t)
 	for _, line := range []string{
 		"busybox", "busybox true", "busybox sh -c --rm", "--rm busybox true", "-d busybox", "--detach --rm redis:7",
 		"--network none busybox true", "--network=none --rm busybox true", "--network host busybox", "--network my.net-1 busybox",
@@ -57,7 +70,7 @@ func TestRunInFrontAsksForTheSame(t *testing.T) {
 	} {
 		t.Run(line, func(t *testing.T) {
 			args := append([]string{"run"}, strings.Fields(line)...)
-			words := askedInFront(t, args...)
+			words := askedInFront(t, program, args...)
 			if words == nil {
 				t.Fatal("it is left to the library")
 			}

@@ -14,7 +14,6 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
-	_ "github.com/cradlevm/cradle/cmd/cradle/front"
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
 )

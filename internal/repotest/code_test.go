@@ -47,7 +47,7 @@ func checkFile(t *testing.T, files *token.FileSet, f *ast.File) {
 	for _, d := range f.Decls {
 		switch d := d.(type) {
 		case *ast.FuncDecl:
-			if d.Recv == nil && d.Name.Name == "init" && f.Name.Name != "front" { // which is there to be before everything else
+			if d.Recv == nil && d.Name.Name == "init" {
 				t.Errorf("%s: no init functions: wire by hand", at(d))
 			}
 			if lines := files.Position(d.End()).Line - at(d).Line; lines > maxFunctionLines {

@@ -1,103 +1,125 @@
 package front
 
 import (
-	"bytes"
-	"errors"
-	"os"
 	"syscall"
+	"unsafe"
 )
 
-// conn is a connection to the daemon. It is read and written by plain system calls: package net is a great part of what
-// is not loaded yet.
+// address is the daemon's.
+type address struct {
+	raw  syscall.RawSockaddrUnix
+	size int
+}
+
+// set makes it of a path of two parts, and tells whether that can be one.
+func (a *address) set(dir, rest string) bool {
+	if len(dir)+len(rest) >= len(a.raw.Path) {
+		return false
+	}
+	a.raw.Family = syscall.AF_UNIX
+	for i := range len(dir) {
+		a.raw.Path[i] = int8(dir[i])
+	}
+	for i := range len(rest) {
+		a.raw.Path[len(dir)+i] = int8(rest[i])
+	}
+	a.size = int(unsafe.Offsetof(a.raw.Path)) + len(dir) + len(rest) + 1
+	return true
+}
+
+// dial connects; -1 is that it cannot.
+func (a *address) dial() int {
+	fd, _, errno := syscall.RawSyscall(syscall.SYS_SOCKET, syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if errno != 0 {
+		return -1
+	}
+	_, _, errno = syscall.RawSyscall(syscall.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&a.raw)), uintptr(a.size))
+	if errno != 0 || fd <= stderr { // who has closed those has more to come
+		closeFile(int(fd))
+		return -1
+	}
+	return int(fd)
+}
+
+// conn is a connection to the daemon.
 type conn struct {
-	fd  int
-	buf []byte // what has been read and not been used
+	fd       int
+	buf      []byte
+	from, to int     // what of buf has been read and not been used
+	signals  signals // those of a run
 }
 
-func connect(path string) (*conn, error) {
-	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: path}); err != nil {
-		syscall.Close(fd)
-		return nil, err
-	}
-	return &conn{fd: fd}, nil
+func (c *conn) connect(to *address) bool {
+	c.fd = to.dial()
+	return c.fd >= 0
 }
-
-func (c *conn) write(b []byte) error {
-	for len(b) > 0 {
-		n, err := syscall.SendmsgN(c.fd, b, nil, nil, syscall.MSG_NOSIGNAL)
-		if err != nil && err != syscall.EINTR {
-			return err
-		}
-		b = b[max(0, n):]
-	}
-	return nil
-}
-
-var errEnd = errors.New("its answer has no end")
 
 // fill reads until at least n bytes are there.
-func (c *conn) fill(n int) error {
-	for len(c.buf) < n {
-		if cap(c.buf)-len(c.buf) < 4<<10 {
-			c.buf = append(make([]byte, 0, 2*cap(c.buf)+8<<10), c.buf...)
+func (c *conn) fill(n int) bool {
+	for c.to-c.from < n {
+		if c.from == c.to {
+			c.from, c.to = 0, 0
 		}
-		got, err := syscall.Read(c.fd, c.buf[len(c.buf):cap(c.buf)])
+		if len(c.buf)-c.from < n {
+			c.to = copy(c.buf, c.buf[c.from:c.to])
+			c.from = 0
+		}
+		if c.signals.size > 0 {
+			c.signals.await(c.fd)
+		}
+		got, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(&c.buf[c.to])), uintptr(len(c.buf)-c.to))
 		switch {
-		case err == syscall.EINTR:
-		case err != nil:
-			return err
-		case got <= 0:
-			return errEnd
+		case errno == syscall.EINTR:
+		case errno != 0 || got == 0 || got > uintptr(len(c.buf)-c.to):
+			return false
 		default:
-			c.buf = c.buf[:len(c.buf)+got]
+			c.to += int(got)
 		}
 	}
-	return nil
+	return true
 }
 
 // maxHead bounds the head of an answer, bytes.
 const maxHead = 16 << 10
 
-// head reads the head of an answer and returns its status and the id of the container that it tells of, if any.
-func (c *conn) head() (status, id string, err error) {
-	for at := 1; ; at = len(c.buf) + 1 {
-		if err := c.fill(at); err != nil {
-			return "", "", err
+// head reads the head of an answer, and returns its status (0: there is none) and the id of the container that it tells of,
+// if any, which is good until more is read.
+func (c *conn) head() (status int, id string) {
+	for n := 1; n <= maxHead && c.fill(n); n = c.to - c.from + 1 {
+		head := unsafe.String(&c.buf[c.from], c.to-c.from)
+		end := index(head, "\r\n\r\n")
+		if end < 0 {
+			continue
 		}
-		if head, rest, ok := bytes.Cut(c.buf, []byte("\r\n\r\n")); ok {
-			c.buf = rest
-			_, after, _ := bytes.Cut(head, []byte(" "))
-			_, value, _ := bytes.Cut(head, []byte("\r\n"+IDField+": "))
-			value, _, _ = bytes.Cut(value, []byte("\r\n"))
-			return string(after[:min(3, len(after))]), string(value), nil
+		c.from += end + 4
+		head = head[:end+2]
+		if at := index(head, "\r\n"+IDField+": "); at >= 0 {
+			id = head[at+len("\r\n"+IDField+": "):]
+			id = id[:index(id, "\r\n")]
 		}
-		if len(c.buf) > maxHead {
-			return "", "", errEnd
+		at := index(head, " ") + 1
+		if at == 0 || len(head) < at+3 {
+			return 0, ""
 		}
+		for _, c := range []byte(head[at : at+3]) {
+			if c < '0' || c > '9' {
+				return 0, ""
+			}
+			status = 10*status + int(c-'0')
+		}
+		return status, id
 	}
+	return 0, ""
 }
 
-// post asks for something at path, with words, separated by zero bytes, as the body. more are further fields of the head,
-// each with its line's end.
-func (c *conn) post(path, more string, words []string) error {
-	size := max(0, len(words)-1)
-	for _, w := range words {
-		size += len(w)
-	}
-	request := append([]byte("POST "), path...)
-	request = append(append(request, " HTTP/1.1\r\nHost: cradle\r\nConnection: close\r\n"...), more...)
-	request = append(append(append(request, "Content-Length: "...), decimal(size)...), "\r\n\r\n"...)
-	for i, w := range words {
-		if i > 0 {
-			request = append(request, 0)
+// index is where part is in s; -1 if it is not.
+func index(s, part string) int {
+	for i := 0; i+len(part) <= len(s); i++ {
+		if s[i:i+len(part)] == part {
+			return i
 		}
-		request = append(request, w...)
 	}
-	return c.write(request)
+	return -1
 }
 
 // The records of the answer's body: a stream (1), three zero bytes, a big-endian length (4), and that many bytes. It is
@@ -113,45 +135,63 @@ const (
 // IDField is the field of an answer's head that holds the id of the container that a run has made.
 const IDField = "Container"
 
-// lost is the end of a daemon that had begun.
-type lost struct{ error }
+// What can become of records.
+type ending int
 
-// Error implements error.
-func (l lost) Error() string { return "lost the cradle daemon: " + l.error.Error() }
+const (
+	ended      ending = iota
+	lost              // the daemon, which had begun
+	unwritable        // the output
+)
 
-func decimal(n int) string {
-	if n < 10 {
-		return string(rune('0' + n))
+// records writes the output to where it belongs, and returns the exit code. It says what else ends it.
+func (c *conn) records() (code int, end ending) {
+	for {
+		if !c.fill(headSize) {
+			return c.lose("its answer has no end")
+		}
+		head := c.buf[c.from : c.from+headSize]
+		stream, n := head[0], int(head[4])<<24|int(head[5])<<16|int(head[6])<<8|int(head[7])
+		c.from += headSize
+		if n > MaxRecord || stream == Exit && n != 1 {
+			return c.lose("it answers nonsense")
+		}
+		for n > 0 {
+			if !c.fill(1) {
+				return c.lose("its answer has no end")
+			}
+			part := c.buf[c.from:min(c.to, c.from+n)]
+			c.from += len(part)
+			n -= len(part)
+			if stream == Exit {
+				return int(part[0]), ended
+			}
+			if !put(stream, part) {
+				return 0, unwritable
+			}
+		}
 	}
-	return decimal(n/10) + decimal(n%10)
 }
 
-// records writes the output to where it belongs, and returns the exit code. The error is lost when it is the daemon's.
-func (c *conn) records(stdout, stderr *os.File) (code int, err error) {
-	for {
-		if err := c.fill(headSize); err != nil {
-			return 0, lost{err}
-		}
-		stream := c.buf[0]
-		n := int(c.buf[4])<<24 | int(c.buf[5])<<16 | int(c.buf[6])<<8 | int(c.buf[7])
-		if n > MaxRecord || stream == Exit && n != 1 {
-			return 0, lost{errors.New("it answers nonsense")}
-		}
-		if err := c.fill(headSize + n); err != nil {
-			return 0, lost{err}
-		}
-		payload := c.buf[headSize : headSize+n]
-		switch stream {
-		case Exit:
-			return int(payload[0]), nil
-		case Stderr:
-			_, err = stderr.Write(payload)
-		default:
-			_, err = stdout.Write(payload)
-		}
-		if err != nil {
-			return 0, err
-		}
-		c.buf = c.buf[:copy(c.buf, c.buf[headSize+n:])]
+func (c *conn) lose(how string) (code int, end ending) {
+	say("lost the cradle daemon: ")
+	say(how)
+	say("\n")
+	return 0, lost
+}
+
+// put writes output, or says that it cannot.
+func put(stream byte, b []byte) bool {
+	fd, name := stdout, "write /dev/stdout: "
+	if stream == Stderr {
+		fd, name = stderr, "write /dev/stderr: "
 	}
+	errno := write(fd, b)
+	if errno == 0 {
+		return true
+	}
+	say(name)
+	say(errno.Error())
+	say("\n")
+	return false
 }

@@ -1,57 +1,47 @@
-// Package front is what the command line does before the rest of it is even loaded: `cradle exec CONTAINER COMMAND` and
+// Package front is what the command line does before the rest of it is even there: `cradle exec CONTAINER COMMAND` and
 // `cradle run IMAGE COMMAND`, in the forms that scripts and probes repeat all day.
 //
-// Docker's command library and the daemon, which are the rest of this program, take ten milliseconds of a processor to
-// initialize, five times as much as all that such a command has to do. Go initializes packages in the order of their
-// import paths, as soon as what they import is ready (the language's specification, "Program initialization"); this one
-// imports only what comes early itself (not even package strings), and so is done before them. Whatever it does not do to
-// the letter as docker does, it leaves to them, untouched: all but a few flags, a container or a daemon that does not
-// answer, every error before something has begun.
+// Docker's command library and the daemon, which are the rest of this program, take seven milliseconds of a processor to
+// initialize, and Go's runtime for a program of that size takes two more; all that such a command has to do are a dozen
+// system calls. So the program's entry is this package's (entry_linux_amd64.s, which the linker is told by -E), and the
+// runtime's only after it. Whatever is not done here to the letter as docker does it is left to the runtime and docker's
+// library, as if nothing had happened: all but a few flags, a container or a daemon that does not answer, every error before
+// something has begun. A program that was linked without -E does the same, and takes longer.
+//
+// As there is no runtime, there is no memory but the stack and one buffer, no goroutine, no map, and no package but those
+// parts of syscall and unsafe that are in need of nothing either (TestNeedsNoRuntime).
 package front
 
-import (
-	"os"
-	"syscall"
-)
+import "syscall"
 
-func init() {
-	if code, done := Run(os.Args[1:], os.Getenv, os.Geteuid(), os.Stdout, os.Stderr); done {
-		os.Exit(code)
-	}
-}
-
-// Run does the command of args if it is one of those that are done here, and returns its exit code. When it is not,
-// nothing has happened.
-func Run(args []string, getenv func(string) string, uid int, stdout, stderr *os.File) (code int, done bool) {
-	var words []string
+// run does the command of args if it is one of those that are done here, and returns its exit code. When it is not,
+// nothing has happened. room is for what is sent and received.
+func run(args []string, env environment, room []byte) (code int, done bool) {
+	c := conn{fd: -1, buf: room}
 	switch {
 	case len(args) > 2 && args[0] == "exec" && plain(args[1]):
-		words = args[2:]
-	case len(args) > 1 && args[0] == "run":
-		words = runWords(args[1:])
-	}
-	if words == nil || args[0] == "run" && configured(getenv) {
+	case len(args) > 1 && args[0] == "run" && runWords(args[1:], nil) && !configured(env, room):
+	default:
 		return 0, false
 	}
-	path := Socket(getenv, uid)
-	if path == "" {
+	uid, _, _ := syscall.RawSyscall(syscall.SYS_GETEUID, 0, 0, 0)
+	var socket address
+	if dir, rest := Socket(env.get, int(uid)); dir == "" || !socket.set(dir, rest) || !c.connect(&socket) {
 		return 0, false
 	}
-	c, err := connect(path)
-	if err != nil {
-		return 0, false
-	}
-	defer syscall.Close(c.fd)
 	if args[0] == "run" {
-		return c.run(path, words, stdout, stderr)
+		code, done = c.run(&socket, args[1:])
+	} else {
+		code, done = c.exec(args[1], args[2:])
 	}
-	return c.exec(args[1], words, stdout, stderr)
+	closeFile(c.fd)
+	return code, done
 }
 
 // plain tells whether a word is a container's name or id, as opposed to a flag or to what nobody's name is.
 func plain(word string) bool {
-	for _, c := range []byte(word) {
-		switch {
+	for i := range len(word) {
+		switch c := word[i]; {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == '.', c == '-':
 		default:
 			return false
@@ -60,21 +50,23 @@ func plain(word string) bool {
 	return word != "" && word[0] != '-' && word[0] != '.'
 }
 
-// Socket is the daemon's, where the environment says so in so many words; empty means that it takes more to find it.
-func Socket(getenv func(string) string, uid int) string {
-	dir, chosen, user := "/run/cradle", getenv("CRADLE_RUN"), getenv("XDG_RUNTIME_DIR")
+// Socket is the daemon's, in two parts, where the environment says so in so many words; empty means that it takes more to
+// find it.
+func Socket(getenv func(string) string, uid int) (dir, rest string) {
+	dir, rest = "/run/cradle", "/cradle.sock"
+	chosen, user := getenv("CRADLE_RUN"), getenv("XDG_RUNTIME_DIR")
 	switch {
 	case getenv("CRADLE_HOST") != "":
-		return ""
+		return "", ""
 	case chosen != "":
 		dir = chosen
 	case uid != 0 && user == "":
-		return ""
+		return "", ""
 	case uid != 0:
-		dir = user + "/cradle"
+		dir, rest = user, "/cradle/cradle.sock"
 	}
 	if dir[0] != '/' {
-		return ""
+		return "", ""
 	}
-	return dir + "/cradle.sock"
+	return dir, rest
 }
