@@ -125,7 +125,11 @@ func TestFullDiskKeepsTheTemplate(t *testing.T) {
 
 // A monitor that is killed in the middle of its restore costs its start nothing but time, and leaves nothing.
 func TestKilledInRestore(t *testing.T) {
-	b := newBench(t)
+	t.Run("restored", func(t *testing.T) { testKilledInRestore(t, newBench(t)) })
+	t.Run("copied", func(t *testing.T) { testKilledInRestore(t, newCopying(t)) })
+}
+
+func testKilledInRestore(t *testing.T, b *bench) {
 	b.o.Settings = Settings{}
 	p := b.open()
 	b.start(p)
@@ -153,7 +157,11 @@ func TestKilledInRestore(t *testing.T) {
 
 // 200 starts at once against four that are ready: each has one of its own, or is told to boot.
 func TestTwoHundredAtOnce(t *testing.T) {
-	b := newBench(t)
+	t.Run("restored", func(t *testing.T) { testTwoHundredAtOnce(t, newBench(t)) })
+	t.Run("copied", func(t *testing.T) { testTwoHundredAtOnce(t, newCopying(t)) })
+}
+
+func testTwoHundredAtOnce(t *testing.T, b *bench) {
 	b.o.Settings = Settings{Min: 4, Max: 4, Memory: 1 << 40}
 	p := b.open()
 	b.start(p)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -64,6 +65,9 @@ func spawn(ctx context.Context, run string, cmd *exec.Cmd) error {
 	cmd.ExtraFiles = []*os.File{readyW}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := keepDescriptors(); err != nil {
+		return err
+	}
 	err = cmd.Start()
 	_ = readyW.Close()
 	if err != nil {
@@ -81,6 +85,18 @@ func spawn(ctx context.Context, run string, cmd *exec.Cmd) error {
 		return fmt.Errorf("the cradle daemon did not get ready: %w (its log is %s)", context.Cause(ctx), log.Name())
 	}
 	return fmt.Errorf("the cradle daemon did not start: %s (its log is %s)", lastWords(log.Name(), from), log.Name())
+}
+
+// keepDescriptors keeps what this process executes from inheriting descriptors that it was itself started with, a shell's locks and pipes for
+// example: a daemon, and the monitors that it starts, would hold them for as long as they run.
+func keepDescriptors() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return err
 }
 
 // openDaemonLog opens the log for appending and tells where the new part begins. A log that has grown makes way.

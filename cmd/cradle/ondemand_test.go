@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -8,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestDaemonStartsOnDemandAndEndsIdle(t *testing.T) {
@@ -153,5 +156,43 @@ func TestSocketNobodyMayUse(t *testing.T) {
 	r := finish(t, other)
 	if r.code != 1 || !strings.Contains(r.stderr, "permission denied") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// What a command was started with beside its standard streams goes neither to the daemon that it starts nor, from a daemon, to what that starts.
+func TestDescriptorsStay(t *testing.T) {
+	h := newHouse(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := h.command([]string{"CRADLE_TEST_IDLE=10s"}, "ps", "-q")
+	cmd.ExtraFiles = []*os.File{w, w, w} // the daemon has some of these numbers for itself
+	got := finish(t, cmd)
+	w.Close()
+	if got.code != 0 {
+		t.Fatalf("%+v", got)
+	}
+	_ = r.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the daemon holds the command's pipe: %v", err)
+	}
+	// One that is started by hand has them, and keeps them to itself.
+	other := newHouse(t)
+	cmd = other.command([]string{"CRADLE_TEST_IDLE=1h"}, "daemon")
+	cmd.ExtraFiles = []*os.File{r}
+	startReady(t, cmd)
+	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/3", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var position, flags int
+	if _, err := fmt.Sscanf(string(info), "pos: %d\nflags: %o", &position, &flags); err != nil || flags&syscall.O_CLOEXEC == 0 {
+		t.Errorf("the descriptor that the daemon was started with: %q, %v", info, err)
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }

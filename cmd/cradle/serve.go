@@ -34,6 +34,9 @@ func serveDaemon(ctx context.Context, c daemonConfig, open openFunc) (err error)
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 
+	if err := keepDescriptors(); err != nil {
+		return err
+	}
 	if err := claimDir(c.Root, 0o711, rootLockName); err != nil {
 		return err
 	}
