@@ -141,7 +141,7 @@ func TestVM(t *testing.T) {
 		{"users", testUsers}, {"exec", testExec}, {"seccomp", testSeccomp}, {"terminal", testTerminal}, {"stdin", testStdin},
 		{"limits", testLimits}, {"mounts", testMounts}, {"hostile", testHostile}, {"init", testInit},
 		{"output", testOutputSurvives}, {"upper", testUpper}, {"volume disk", testVolumeDisk}, {"layers", testManyLayers}, {"refused", testRefused},
-		{"devices", testDevices}, {"inspect", testInspect}, {"unplug", testUnplug}, {"speed", testSpeed}, {"identity", testIdentity}, {"configure", testConfigure},
+		{"devices", testDevices}, {"inspect", testInspect}, {"unplug", testUnplug}, {"speed", testSpeed}, {"identity", testIdentity}, {"filters", testFilters}, {"configure", testConfigure},
 	} {
 		ok := t.Run(test.name, func(t *testing.T) {
 			outer := v.t

@@ -1,6 +1,9 @@
 package guest
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -93,6 +96,23 @@ func testEnvironment(t *testing.T, v *testVM, box []api.Disk) {
 // noUname refuses uname(2).
 var noUname = []byte{
 	0x20, 0, 0, 0, 0, 0, 0, 0, 0x15, 0, 0, 1, 63, 0, 0, 0, 0x06, 0, 0, 0, 1, 0, 5, 0, 0x06, 0, 0, 0, 0, 0, 0xff, 0x7f,
+}
+
+// testFilters has the guest's kernel, which learns what filters allow, judge system calls as the host's does.
+func testFilters(t *testing.T, v *testVM, box []api.Disk) {
+	program := filepath.Join(t.TempDir(), "filtercheck")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "github.com/cradlevm/cradle/seccomp/filtercheck")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out, err := exec.Command(program).CombinedOutput(); err != nil {
+		t.Errorf("on this host: %v\n%s", err, out)
+	}
+	layers := append([]api.Disk{v.erofsLayer("cp " + program + " .; mkdir proc dev sys")}, box...)
+	if e := v.inBox(layers, nil, "/filtercheck"); e.err != nil || e.stdout != "as the filters say\n" {
+		t.Errorf("%s%s (%+v, %v)", e.stdout, e.stderr, e.status, e.err)
+	}
 }
 
 func testUsers(t *testing.T, v *testVM, box []api.Disk) {
