@@ -187,15 +187,6 @@ type NICCutter interface {
 	CutNIC(ctx context.Context, nic int) error
 }
 
-// Ballooner is a VM that gives memory back. No driver has one yet; package vm/qemu tells why.
-type Ballooner interface {
-	// Balloon asks the guest to have only so many bytes of its memory; it does so as far and as fast as it can. Pages
-	// that the guest has freed return to the host by themselves where the monitor can do that.
-	Balloon(ctx context.Context, bytes int64) error
-	// Ballooned says how many bytes the guest has now.
-	Ballooned(ctx context.Context) (int64, error)
-}
-
 // Restorer is a Driver that starts VMs from saved state.
 type Restorer interface {
 	// StateVersion names, in one line, all that saved state depends on beside the Config: the monitor's version and

@@ -21,3 +21,6 @@ func (*Parent) Close() {}
 
 // Fork answers ErrUnsupported.
 func (*Parent) Fork(Options) (int, *os.File, error) { return 0, nil, ErrUnsupported }
+
+// Redirect answers ErrUnsupported.
+func Redirect(int, int, []int) error { return ErrUnsupported }

@@ -136,7 +136,7 @@ func (p *Parent) seize(pid int) error {
 			return err
 		}
 	}
-	if err := p.checkInstruction(); err != nil {
+	if err := p.threads[0].checkInstruction(); err != nil {
 		return err
 	}
 	if err := p.findNumbers(); err != nil {
@@ -156,8 +156,7 @@ func (p *Parent) seize(pid int) error {
 }
 
 // checkInstruction looks whether there is a system call where there must be one.
-func (p *Parent) checkInstruction() error {
-	t := p.threads[0]
+func (t *tracee) checkInstruction() error {
 	b := make([]byte, 2)
 	if err := readMemory(t.tid, t.syscall, b); err != nil {
 		return err

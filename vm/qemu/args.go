@@ -99,6 +99,7 @@ func (l *launch) args() []string {
 		"-device", "virtio-serial-device,max_ports=4",
 		"-device", "virtserialport,chardev=agent,name="+api.AgentPortName,
 		"-device", "virtio-scsi-device,id="+scsiID,
+		"-device", balloonDevice,
 	)
 	for i, n := range l.nics { // last, so that the other devices are where they are without
 		args = append(args, n.args(i)...)

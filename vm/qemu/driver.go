@@ -9,8 +9,7 @@
 //
 // A VM that is restored has the template's memory, a sealed file, as a private mapping. It has a price: a page that is a hole
 // of the file takes memory there, once for all VMs of the template, as soon as one of them reads or writes it, beside its
-// own copy; and a page, once written, is the VM's until it ends. QEMU gives back what a guest has freed by punching holes into the
-// file, which the seal refuses, and does nothing then but complain. So no VM has a balloon (vm.Ballooner): those that most are could not use it.
+// own copy. That copy the VM has until its guest frees the page (balloon.go).
 package qemu
 
 import (

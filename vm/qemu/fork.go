@@ -13,7 +13,6 @@ import (
 
 	"github.com/cradlevm/cradle/vm"
 	"github.com/cradlevm/cradle/vm/fork"
-	"golang.org/x/sys/unix"
 )
 
 // A VM that is frozen is a QEMU whose processors stand still, to which nobody is connected and which waits in poll(2). A copy of it
@@ -110,19 +109,9 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 
 // diskDescriptors finds QEMU's descriptors of the disks' images. They are at rest once its processors are.
 func (m *machine) diskDescriptors() (map[string][]int, error) {
-	dir := fmt.Sprintf("/proc/%d/fd", m.proc.pid)
-	entries, err := os.ReadDir(dir)
+	open, err := openFiles(m.proc.pid)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", vm.ErrExited, err)
-	}
-	open := map[fileID][]int{}
-	for _, e := range entries {
-		var st unix.Stat_t
-		fd, err := strconv.Atoi(e.Name())
-		if err == nil && unix.Stat(filepath.Join(dir, e.Name()), &st) == nil {
-			id := fileID{st.Dev, st.Ino}
-			open[id] = append(open[id], fd)
-		}
 	}
 	all := map[string][]int{}
 	for serial, id := range m.disks.files() {

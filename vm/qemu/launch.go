@@ -16,6 +16,7 @@ type inputs struct {
 	disks          []*os.File
 	taps           []*os.File // of each interface; nil where it has none
 	ram            *os.File   // nil: anonymous memory
+	hollow         *os.File   // what takes the place of ram once that is mapped (balloon.go); nil: nothing does
 	restore        bool       // the guest goes on from saved state, with a private copy of ram
 	parent         *parent    // the guest goes on from a copy of this VM's; nil: it is started
 }
@@ -72,7 +73,7 @@ func (in *inputs) openDevices(c vm.Config) error {
 }
 
 func (in *inputs) close() {
-	for _, f := range slices.Concat([]*os.File{in.kernel, in.initrd, in.ram}, in.disks, in.taps) {
+	for _, f := range slices.Concat([]*os.File{in.kernel, in.initrd, in.ram, in.hollow}, in.disks, in.taps) {
 		if f != nil {
 			f.Close()
 		}
@@ -179,6 +180,9 @@ func (d *Driver) execute(c vm.Config, q *installation, accel string, in *inputs,
 	}
 	if in.ram != nil {
 		l.ram = inherit(in.ram)
+	}
+	if in.hollow != nil {
+		inherit(in.hollow)
 	}
 	for i := range c.NICs {
 		a := nicArg{}

@@ -47,7 +47,7 @@ func (d *Driver) StateVersion(context.Context) (string, error) {
 		host = string(bytes.Join(modelName().FindSubmatch(info), nil))
 	}
 	// What the kernel was told at boot, it keeps.
-	return fmt.Sprintf("%s; %s; %s; %s; %s; %s", q.build, known.machine(), l.processor(), l.kernelWords(), host, nicArg{}.args(0)), nil
+	return fmt.Sprintf("%s; %s; %s; %s; %s; %s; %s", q.build, known.machine(), l.processor(), l.kernelWords(), host, balloonDevice, nicArg{}.args(0)), nil
 }
 
 // Load implements vm.Restorer.

@@ -96,6 +96,9 @@ func (s *saved) open(c vm.Config, accel string) (*inputs, error) {
 		in.ram, err = duplicate(s.memory)
 	}
 	if err == nil {
+		in.hollow, err = hollowFile()
+	}
+	if err == nil {
 		err = in.openDevices(c)
 	}
 	if err != nil {
@@ -107,6 +110,9 @@ func (s *saved) open(c vm.Config, accel string) (*inputs, error) {
 
 // resume hands QEMU its state and waits until it has taken it and the guest runs.
 func (s *saved) resume(ctx context.Context, m *machine, c vm.Config, in *inputs) error {
+	if err := m.hollow(ctx, in); err != nil {
+		return err
+	}
 	m.disks.restore(s.shape)
 	for _, d := range s.shape.Disks {
 		i := slices.IndexFunc(c.Disks, func(other vm.Disk) bool { return other.Serial == d.Serial })

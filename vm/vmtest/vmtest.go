@@ -53,6 +53,7 @@ func Run(t *testing.T, driver vm.Driver, guest Guest) {
 	t.Run("Restore", s.testRestore)
 	t.Run("Fork", s.testFork)
 	t.Run("Checkpoint", s.testCheckpoint)
+	t.Run("GiveBack", s.testGiveBack)
 }
 
 type suite struct {

@@ -14,6 +14,7 @@ const (
 	MethodCount      = "vmtest.count"      // none → int64, which grows all the time, as the guest writes to memory, once it has been asked for
 	MethodChurn      = "vmtest.churn"      // none → Churn; memory is written to from the first call on
 	MethodProcessors = "vmtest.processors" // none → []Processor, by number, once all have worked and slept
+	MethodFill       = "vmtest.fill"       // int64 → none; so many bytes of memory are written to then, and those of an earlier call free
 	MethodEcho       = "vmtest.echo"       // none → none, then every byte comes back until the host half-closes
 	MethodPanic      = "vmtest.panic"      // none → none, then the kernel panics
 	MethodPowerOff   = "vmtest.poweroff"   // none → none, then the machine powers off

@@ -41,14 +41,14 @@ func run() error {
 	}
 	l := wire.Listen(p)
 	ready := uptime()
-	kept := &atomic.Pointer[guestapi.Print]{}
-	kept.Store(&guestapi.Print{})
+	held := &held{}
+	held.kept.Store(&guestapi.Print{})
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return err
 		}
-		go wire.Serve(conn, func(c *wire.Call) { handle(c, ready, kept) })
+		go wire.Serve(conn, func(c *wire.Call) { handle(c, ready, held) })
 	}
 }
 
@@ -88,8 +88,14 @@ func uptime() int64 {
 	return ts.Nano()
 }
 
-func handle(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) {
-	result, err := answer(c, ready, kept)
+// held is what the guest keeps from one call to the next.
+type held struct {
+	kept    atomic.Pointer[guestapi.Print]
+	filling filling
+}
+
+func handle(c *wire.Call, ready int64, h *held) {
+	result, err := answer(c, ready, h)
 	if err != nil {
 		c.Fail(err)
 		return
@@ -115,7 +121,7 @@ func print(text string) error {
 }
 
 // answer does what can be done before the reply.
-func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (any, error) {
+func answer(c *wire.Call, ready int64, h *held) (any, error) {
 	switch c.Method {
 	case api.MethodPing:
 		var u unix.Utsname
@@ -150,7 +156,7 @@ func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (an
 		if err := c.Params(&p); err != nil {
 			return nil, err
 		}
-		return kept.Swap(&p), nil
+		return h.kept.Swap(&p), nil
 	case guestapi.MethodCount:
 		return counter()(), nil
 	case guestapi.MethodChurn:
@@ -161,6 +167,12 @@ func answer(c *wire.Call, ready int64, kept *atomic.Pointer[guestapi.Print]) (an
 		return seen(), nil
 	case guestapi.MethodProcessors:
 		return processors()
+	case guestapi.MethodFill:
+		var bytes int64
+		if err := c.Params(&bytes); err != nil {
+			return nil, err
+		}
+		return nil, h.filling.hold(bytes)
 	case guestapi.MethodNICs:
 		return nics()
 	case guestapi.MethodSendFrame, guestapi.MethodReceiveFrame:
