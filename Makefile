@@ -26,7 +26,7 @@ endif
 RUN_PACKAGES  := qemu-system-x86 e2fsprogs
 # The compiler of the programs on TAPs: its version is part of what they are. Installing it takes seconds.
 BPF_PACKAGES := clang-14 llvm-14
-TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev $(BPF_PACKAGES)
+TEST_PACKAGES := $(RUN_PACKAGES) erofs-utils skopeo busybox-static cpio xz-utils gcc libc6-dev docker-compose $(BPF_PACKAGES)
 
 # What cradle is held against by `make parity` and `make bench`. Installing them starts a system's dockerd where systemd runs.
 PEER_PACKAGES := docker.io containerd runc iptables iproute2 wrk

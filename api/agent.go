@@ -226,6 +226,10 @@ type File struct {
 	Path string `json:"path"` // absolute, in the container
 	Data []byte `json:"data"` // 1 MiB at most
 	Mode uint32 `json:"mode"` // permission bits
+	UID  uint32 `json:"uid,omitempty"`
+	GID  uint32 `json:"gid,omitempty"`
+	// ReadOnly: the container cannot write to it.
+	ReadOnly bool `json:"readOnly,omitempty"`
 }
 
 // ExecRequest starts another process in a running container. It is as the container's first process, filter, limits and

@@ -14,7 +14,8 @@ func (r CreateRequest) Split() (first, rest CreateRequest) {
 	rest.Rootfs, rest.Volumes, rest.VolumeDisks = Rootfs{}, nil, nil
 	first = CreateRequest{Rootfs: r.Rootfs, Volumes: r.Volumes, VolumeDisks: r.VolumeDisks}
 	for _, f := range r.Files {
-		first.Files = append(first.Files, File{Path: f.Path, Mode: f.Mode})
+		f.Data = nil
+		first.Files = append(first.Files, f)
 	}
 	spec := *r.Spec
 	first.Spec = &specs.Spec{Root: spec.Root, Mounts: spec.Mounts, Linux: spec.Linux}

@@ -73,6 +73,7 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/images/alpine/json?platform={", "", "", 400, "invalid platform"},
 		{"GET", "/images/alpine/json?platform=a/b/c/d/e", "", "", 400, "invalid platform"},
 		{"GET", "/v1.43/images/alpine/json", "", "", 200, `"VirtualSize":10`},
+		{"GET", "/v1.52/images/alpine/json", "", "", 200, `"ContainerConfig":{`},
 
 		// Bodies.
 		{"POST", "/containers/create", js, "", 400, "config cannot be empty in order to create a container"},

@@ -210,10 +210,7 @@ func (s *server) imageInspect(c *call) error {
 	if err != nil {
 		return err
 	}
-	if !c.version.atLeast(44) {
-		return c.json(http.StatusOK, legacyImageInspect{r, r.Size})
-	}
-	return c.json(http.StatusOK, r)
+	return c.json(http.StatusOK, c.shapeImageInspect(r))
 }
 
 func (s *server) imageHistory(c *call) error {

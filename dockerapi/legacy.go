@@ -87,9 +87,23 @@ type legacyImage struct {
 	VirtualSize int64
 }
 
+// ContainerConfig, dropped in 1.45, all versions get: docker-compose 1.29, which takes whatever version the server offers, makes no
+// service anew without it.
 type legacyImageInspect struct {
 	image.InspectResponse
-	VirtualSize int64
+	VirtualSize     int64 `json:",omitempty"`
+	ContainerConfig any
+}
+
+func (c *call) shapeImageInspect(r image.InspectResponse) any {
+	out := legacyImageInspect{InspectResponse: r, ContainerConfig: r.Config}
+	if r.Config == nil {
+		out.ContainerConfig = struct{}{}
+	}
+	if !c.version.atLeast(44) {
+		out.VirtualSize = r.Size
+	}
+	return out
 }
 
 // legacyDiskUsage is the answer of /system/df before 1.52: lists, which the client adds up.

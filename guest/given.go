@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"sync"
@@ -44,9 +45,17 @@ func (g *givenFiles) stage(files []api.File) ([]*graft, error) {
 		if err := unix.Fchmod(int(f.Fd()), given.Mode); err != nil {
 			return nil, err
 		}
+		if err := unix.Fchown(int(f.Fd()), int(given.UID), int(given.GID)); err != nil {
+			return nil, err
+		}
 		tree, err := openTree(name)
 		if err != nil {
 			return nil, err
+		}
+		if given.ReadOnly {
+			if err := makeReadOnly(tree); err != nil {
+				return nil, fmt.Errorf("file %s: %w", given.Path, err)
+			}
 		}
 		list = append(list, &graft{path: given.Path, tree: tree})
 	}

@@ -163,6 +163,16 @@ func openTree(p string) (int, error) {
 	return fd, nil
 }
 
+// makeReadOnly makes a detached mount one that nobody can write through. On error it is closed.
+func makeReadOnly(tree int) error {
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		unix.Close(tree)
+		return fmt.Errorf("mount_setattr: %w", err)
+	}
+	return nil
+}
+
 // hiddenMounts cover masked paths, then protect read-only ones. A path that does not exist needs neither.
 func hiddenMounts(l *specs.Linux) []launch.Mount {
 	var list []launch.Mount

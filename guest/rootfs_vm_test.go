@@ -16,10 +16,11 @@ func testMounts(t *testing.T, v *testVM, box []api.Disk) {
 	v.says(layers, func(r *api.CreateRequest) {
 		r.Spec.Root.Readonly = true
 		r.Spec.Mounts = append(r.Spec.Mounts, specs.Mount{Destination: "/scratch", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m", "mode=1777", "noexec"}})
-		r.Files = []api.File{{Path: "/etc/hosts", Data: []byte("127.0.0.1 localhost\n"), Mode: 0o644}, {Path: "/etc/resolv.conf", Data: []byte("nameserver 1.2.3.4\n"), Mode: 0o600}}
+		r.Files = []api.File{{Path: "/etc/hosts", Data: []byte("127.0.0.1 localhost\n"), Mode: 0o644}, {Path: "/etc/resolv.conf", Data: []byte("nameserver 1.2.3.4\n"), Mode: 0o600},
+			{Path: "/run/secrets/s", Data: []byte("secret\n"), Mode: 0o440, UID: 7, GID: 8, ReadOnly: true}}
 		r.Volumes = []string{"/data", "/new/volume"}
-	}, "touch /x 2>/dev/null || echo ro; touch /scratch/x && echo rw; cat /etc/hosts /run/x/resolv; stat -Lc %a-%u-%g /data/sub /etc/resolv.conf; cat /data/link/file; touch /data/y /new/volume/z && echo volume; mount | grep -c scratch.*noexec",
-		"ro\nrw\n127.0.0.1 localhost\nnameserver 1.2.3.4\n1750-5-6\n600-0-0\nv\nvolume\n1")
+	}, "touch /x 2>/dev/null || echo ro; touch /scratch/x && echo rw; cat /etc/hosts /run/x/resolv; stat -Lc %a-%u-%g /data/sub /etc/resolv.conf; cat /data/link/file; touch /data/y /new/volume/z && echo volume; mount | grep -c scratch.*noexec; cat /run/secrets/s; stat -c %a-%u-%g /run/secrets/s; echo x 2>/dev/null >/run/secrets/s || echo given",
+		"ro\nrw\n127.0.0.1 localhost\nnameserver 1.2.3.4\n1750-5-6\n600-0-0\nv\nvolume\n1\nsecret\n440-7-8\ngiven")
 }
 
 // testHostile: whatever links an image brings, nothing outside of the container is touched.

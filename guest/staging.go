@@ -69,10 +69,8 @@ func stageDisk(v api.VolumeDisk, node, dir string) (*graft, error) {
 		return nil, err
 	}
 	if v.ReadOnly {
-		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-		if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-			unix.Close(tree)
-			return nil, fmt.Errorf("volume %s: mount_setattr: %w", v.Path, err)
+		if err := makeReadOnly(tree); err != nil {
+			return nil, fmt.Errorf("volume %s: %w", v.Path, err)
 		}
 	}
 	return &graft{path: v.Path, tree: tree, dir: true}, nil

@@ -71,6 +71,9 @@ func (n *Node) ContainerCreate(ctx context.Context, name string, platform *ocisp
 			rec.HostConfig.NetworkMode = container.NetworkMode("container:" + other.id)
 		}
 	}
+	if _, err := rec.boundFiles(); err != nil {
+		return fail(err)
+	}
 	if err := n.makeVolumes(ctx, rec); err != nil {
 		return fail(err)
 	}
@@ -79,6 +82,9 @@ func (n *Node) ContainerCreate(ctx context.Context, name string, platform *ocisp
 	}
 	if why := n.coldReason(rec); why != "" {
 		warnings = append(warnings, "The container does not start warm: "+why+".")
+	}
+	for _, b := range rec.fileBinds() {
+		warnings = append(warnings, "The container sees "+b.Source+" as it is when it starts, not what becomes of it later.")
 	}
 	return container.CreateResponse{ID: id, Warnings: some(warnings)}, nil
 }

@@ -115,7 +115,7 @@ func (c *ctr) openDesk(ctx context.Context) (d *desk, err error) {
 	if err != nil {
 		return nil, err
 	}
-	settled, err := c.addVolumes(ctx, p)
+	settled, err := c.addMounts(ctx, p)
 	if err != nil {
 		return nil, err
 	}

@@ -82,11 +82,17 @@ func (c *ctr) execIDs() []string {
 // mounts lists named volumes and the image's, which live on the container's own disk.
 func (c *ctr) mounts(r record) []container.MountPoint {
 	out := []container.MountPoint{}
-	named := map[string]bool{}
+	named := map[string]bool{} // by path
 	for _, v := range r.namedVolumes() {
 		named[v.Path] = true
 		out = append(out, container.MountPoint{
 			Type: mount.TypeVolume, Name: v.Name, Source: c.node.volumes.Disk(v.Name), Destination: v.Path, Driver: "local", RW: !v.ReadOnly,
+		})
+	}
+	for _, b := range r.fileBinds() {
+		named[b.Path] = true
+		out = append(out, container.MountPoint{
+			Type: mount.TypeBind, Source: b.Source, Destination: b.Path, Mode: "ro", Propagation: mount.PropagationRPrivate,
 		})
 	}
 	for path := range r.Config.Volumes {

@@ -75,7 +75,7 @@ func (c *ctr) join(ctx context.Context, machine *sandbox.Sandbox, rec record, re
 	if err := c.plug(ctx, machine, links); err != nil {
 		return err
 	}
-	request.Files = files
+	request.Files = slices.Concat(files, request.Files[len(files):]) // and then those that are the same on all networks
 	request.Network = &api.NetworkRequest{Interfaces: interfaces(links, c.node.wayOut(links))}
 	c.linked(links)
 	return nil

@@ -186,9 +186,11 @@ func (c *ctr) moveIn(ctx context.Context, p *plan, steps *phases, undo *undoStac
 	if len(its.Links) > 0 {
 		spec.Net = c.node.addressing(its, its.Links)
 	}
-	if p.request.Files, err = runspec.Files(spec); err != nil {
+	files, err := runspec.Files(spec)
+	if err != nil {
 		return nil, err
 	}
+	p.request.Files = slices.Concat(files, p.request.Files[len(files):])
 	p.request.Spec.Hostname, p.request.Spec.Domainname = its.Config.Hostname, its.Config.Domainname
 	where := &place{Owner: owner.id}
 	for _, d := range p.config.VM.Disks {

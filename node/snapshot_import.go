@@ -221,8 +221,8 @@ func (n *Node) portable(m namedManifest) (out namedManifest, err error) {
 	if source.Policy, err = portablePolicy(s.Policy); err != nil {
 		return out, err
 	}
-	if len(source.namedVolumes()) > 0 {
-		return out, conflict("its container has a volume, which is not in it")
+	if len(source.namedVolumes())+len(source.fileBinds()) > 0 { // a file would be this host's
+		return out, conflict("its container has a volume, or a file of its host's, which is not in it")
 	}
 	machine := vm.Config{CPUs: c.CPUs, Memory: c.Memory, NICs: make([]vm.NIC, nicSlots)}
 	for _, d := range c.Disks {

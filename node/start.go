@@ -187,7 +187,7 @@ func (c *ctr) launch(ctx context.Context, restarts int) (err error) {
 	if err != nil {
 		return err
 	}
-	settled, err := c.addVolumes(ctx, p)
+	settled, err := c.addMounts(ctx, p)
 	if err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func (n *Node) volumeEvent(action events.Action, name string) {
 
 // lendVolumes lends a container its volumes, which are made where they have gone, and completes what is to be made of them: disks of the
 // machine and a part of the request. settled is to be called once the record says whether there is a machine. Errors: a conflict when
-// another container has one of them.
+// another container that runs has one of them.
 func (n *Node) lendVolumes(ctx context.Context, rec record) (disks []vm.Disk, mounts []api.VolumeDisk, settled func(), err error) {
 	list := rec.namedVolumes()
 	if len(list) == 0 {
@@ -108,10 +108,8 @@ func (n *Node) lendVolumes(ctx context.Context, rec record) (disks []vm.Disk, mo
 	}
 	n.lendMu.Lock()
 	defer n.lendMu.Unlock()
-	for _, v := range list {
-		if who := n.holder(v.Name); who != nil && who.id != rec.ID {
-			return nil, nil, nil, conflict("volume %s is in use by container %s: cradle lends a volume to one running container at a time", v.Name, who.snapshot().Name)
-		}
+	if err := n.awaitVolumes(ctx, list, rec.ID); err != nil {
+		return nil, nil, nil, err
 	}
 	if err := n.makeVolumes(ctx, rec); err != nil {
 		return nil, nil, nil, err
@@ -138,8 +136,52 @@ func (n *Node) lendVolumes(ctx context.Context, rec record) (disks []vm.Disk, mo
 	}, nil
 }
 
-// addVolumes adds a container's volumes to a plan. settled is to be called as lendVolumes says.
-func (c *ctr) addVolumes(ctx context.Context, p *plan) (settled func(), err error) {
+// awaitVolumes waits until volumes can be lent to a container: one that has ended keeps its own until its machine has flushed them, which a
+// client that stops one container and starts another knows nothing of. lendMu is held, but not while it waits.
+func (n *Node) awaitVolumes(ctx context.Context, list []runspec.Volume, id string) error {
+	for i := 0; i < len(list); {
+		who := n.holder(list[i].Name)
+		if who == nil || who.id == id {
+			i++
+			continue
+		}
+		if n.lent[list[i].Name].starting || who.isUp() {
+			return conflict("volume %s is in use by container %s: cradle lends a volume to one running container at a time", list[i].Name, who.snapshot().Name)
+		}
+		who.mu.Lock()
+		r := who.run
+		who.mu.Unlock()
+		n.lendMu.Unlock()
+		ended := n.awaitReturn(ctx, r)
+		n.lendMu.Lock()
+		if !ended {
+			return fmt.Errorf("wait for volume %s of container %s: %w", list[i].Name, who.id, context.Cause(ctx))
+		}
+		i = 0 // meanwhile others may have been lent
+	}
+	return nil
+}
+
+// awaitReturn waits for a run's machine to go; without one for a moment, in which a desk may be closed.
+func (n *Node) awaitReturn(ctx context.Context, r *run) bool {
+	if r == nil {
+		return sleep(ctx, 50*time.Millisecond)
+	}
+	select {
+	case <-r.torn:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// addMounts adds a container's volumes, and files of the host's, to a plan. settled is to be called as lendVolumes says.
+func (c *ctr) addMounts(ctx context.Context, p *plan) (settled func(), err error) {
+	files, err := p.rec.boundFiles()
+	if err != nil {
+		return nil, err
+	}
+	p.request.Files = append(p.request.Files, files...)
 	disks, mounts, settled, err := c.node.lendVolumes(ctx, p.rec)
 	if err != nil {
 		return nil, err

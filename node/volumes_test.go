@@ -166,3 +166,21 @@ func TestVolumeAPI(t *testing.T) {
 		t.Errorf("events %v, %v", said, err)
 	}
 }
+
+// Who stops one container and starts another with its volume is not told that it is in use: the first one's machine is still being ended.
+func TestVolumeIsReturned(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		for _, name := range []string{"one", "two"} {
+			h.create(name, "sleep", withVolumes("data:/d"))
+		}
+		for range 3 {
+			for _, name := range []string{"one", "two"} {
+				h.start(name)
+				if err := h.ContainerStop(ctx, name, "KILL", nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+}

@@ -297,6 +297,9 @@ func (n *Node) coldReason(rec record) string {
 	if rec.HostConfig.NetworkMode.IsContainer() {
 		return "it shares another container's virtual machine"
 	}
+	if list := rec.fileBinds(); len(list) > 0 {
+		return "it has the file " + list[0].Source + " of the host's, which may be a secret"
+	}
 	if list := rec.namedVolumes(); len(list) > 0 {
 		return "it has the volume " + list[0].Name
 	}

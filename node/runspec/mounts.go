@@ -199,11 +199,22 @@ func volumesOf(c Container) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	binds, err := FileBinds(c.Host)
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
 	for _, v := range named {
-		if taken[v.Path] {
-			return nil, invalid("Duplicate mount point: %s", v.Path)
+		paths = append(paths, v.Path)
+	}
+	for _, b := range binds {
+		paths = append(paths, b.Path)
+	}
+	for _, p := range paths {
+		if taken[p] {
+			return nil, invalid("Duplicate mount point: %s", p)
 		}
-		taken[v.Path] = true
+		taken[p] = true
 	}
 	set := map[string]bool{}
 	for dest := range c.Config.Volumes {

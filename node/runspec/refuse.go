@@ -1,7 +1,7 @@
 package runspec
 
 import (
-	"strings"
+	"slices"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
@@ -38,12 +38,9 @@ func refuse(hc *container.HostConfig) error {
 			return unsupported("%s", r.what)
 		}
 	}
-	for _, text := range hc.Binds {
-		if b, err := parseBind(text); err != nil {
-			return err
-		} else if strings.HasPrefix(b.source, "/") {
-			return unsupported("the bind mount %q", text)
-		}
+	files, err := FileBinds(hc)
+	if err != nil {
+		return err
 	}
 	if err := refuseMounts(hc.Mounts); err != nil {
 		return err
@@ -52,10 +49,18 @@ func refuse(hc *container.HostConfig) error {
 	if len(volumes) > 0 && hc.NetworkMode.IsContainer() {
 		return unsupported("a named volume (%s) of a container that shares another's virtual machine", volumes[0].Name)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if slices.ContainsFunc(volumes, func(v Volume) bool { return v.Path == f.Path }) {
+			return invalid("Duplicate mount point: %s", f.Path)
+		}
+	}
+	return nil
 }
 
-// refuseMounts lets tmpfs and volumes pass.
+// refuseMounts lets tmpfs, volumes and bind mounts pass.
 func refuseMounts(mounts []mount.Mount) error {
 	for _, m := range mounts {
 		if m.Consistency != "" && m.Consistency != mount.ConsistencyDefault {
@@ -77,8 +82,7 @@ func refuseMounts(mounts []mount.Mount) error {
 			case m.BindOptions != nil || m.TmpfsOptions != nil || m.ImageOptions != nil || m.ClusterOptions != nil:
 				return invalid("invalid mount config for type \"volume\": options of another mount type")
 			}
-		case mount.TypeBind:
-			return unsupported("the bind mount of %q", m.Source)
+		case mount.TypeBind: // FileBinds has looked at it
 		case mount.TypeImage, mount.TypeCluster, mount.TypeNamedPipe:
 			return unsupported("a mount of type %s (%s)", m.Type, m.Target)
 		default:

@@ -40,9 +40,10 @@ func TestNamedVolumes(t *testing.T) {
 	}
 }
 
-// A named volume hides the anonymous one of the image's at its path, and none of a tmpfs.
+// A named volume, or a file, hides the anonymous one at its path, and nothing of a tmpfs. Older clients name each mount's path as a volume's, too.
 func TestNamedVolumesAndOthers(t *testing.T) {
-	c := prepared(t, &container.Config{Volumes: map[string]struct{}{"/data": {}, "/more": {}}}, &container.HostConfig{Binds: []string{"data:/data"}})
+	c := prepared(t, &container.Config{Volumes: map[string]struct{}{"/data": {}, "/more": {}, "/file": {}}},
+		&container.HostConfig{Binds: []string{"data:/data", "/a:/file:ro"}})
 	if got, err := volumesOf(c); err != nil || fmt.Sprint(got) != "[/more]" {
 		t.Errorf("%v, %v", got, err)
 	}
