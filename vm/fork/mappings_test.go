@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // entry is one of /proc/PID/smaps.
@@ -12,14 +14,15 @@ func entry(span, flags string) string {
 	return span + " rw-p 00000000 00:01 1024 /memfd:x (deleted)\nSize: 4 kB\nVmFlags: " + flags + "\n"
 }
 
-func TestKeptMappings(t *testing.T) {
+func TestAdvices(t *testing.T) {
 	for name, tc := range map[string]struct {
 		smaps string
-		want  []mapping
+		want  []advice
 		fails bool
 	}{
 		"usual":       {smaps: entry("1000-2000", "rd wr mr mw me ac sd ")},
-		"kept":        {smaps: entry("1000-2000", "rd mr mw") + entry("7f0000-7f1000", "rd wr mr mw me dc ac"), want: []mapping{{0x7f0000, 0x7f1000}}},
+		"kept":        {smaps: entry("1000-2000", "rd mr mw") + entry("7f0000-7f1000", "rd wr mr mw me dc ac"), want: []advice{{0x7f0000, 0x7f1000, unix.MADV_DOFORK}}},
+		"huge":        {smaps: entry("1000-2000", "rd wr mr mw me ac hg"), want: []advice{{0x1000, 0x2000, unix.MADV_NOHUGEPAGE}}},
 		"device":      {smaps: entry("1000-2000", "rd wr mr mw me dc io")},
 		"wiped":       {smaps: entry("1000-2000", "rd wr mr mw me wf"), fails: true},
 		"shared":      {smaps: entry("1000-2000", "rd wr sh mr mw me ms ac"), fails: true},
@@ -27,7 +30,7 @@ func TestKeptMappings(t *testing.T) {
 		"read only":   {smaps: entry("1000-2000", "rd sh mr me ms ac")},
 		"empty":       {},
 	} {
-		got, err := keptMappings(strings.NewReader(tc.smaps))
+		got, err := advices(strings.NewReader(tc.smaps))
 		if !slices.Equal(got, tc.want) || (err != nil) != tc.fails || tc.fails && !errors.Is(err, ErrUnsupported) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}

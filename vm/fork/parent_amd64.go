@@ -145,7 +145,7 @@ func (p *Parent) seize(pid int) error {
 	if p.eventfds, err = eventfds(pid); err != nil {
 		return err
 	}
-	if err := p.inherit(pid); err != nil {
+	if err := p.advise(pid); err != nil {
 		return err
 	}
 	if err := p.threads[0].hide(); err != nil {
@@ -260,20 +260,20 @@ func readEventfd(pid, fd int) (eventfd, error) {
 	return v, nil
 }
 
-// inherit has copies inherit the memory that the process has kept from its children (madvise(2), MADV_DONTFORK).
-func (p *Parent) inherit(pid int) error {
+// advise says of the memory what there is to say (advices).
+func (p *Parent) advise(pid int) error {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	kept, err := keptMappings(f)
+	all, err := advices(f)
 	if err != nil {
 		return err
 	}
-	for _, m := range kept {
-		if _, _, err := p.threads[0].call(unix.SYS_MADVISE, m.from, m.to-m.from, unix.MADV_DOFORK); err != nil {
-			return fmt.Errorf("share memory with copies: %w", err)
+	for _, a := range all {
+		if _, _, err := p.threads[0].call(unix.SYS_MADVISE, a.from, a.to-a.from, a.what); err != nil {
+			return fmt.Errorf("advise on memory at %#x: %w", a.from, err)
 		}
 	}
 	return nil
