@@ -283,7 +283,10 @@ func (p *Parent) advise(pid int) error {
 func readMemory(pid int, from uint64, b []byte) error {
 	local := []unix.Iovec{{Base: &b[0], Len: uint64(len(b))}}
 	n, err := unix.ProcessVMReadv(pid, local, []unix.RemoteIovec{{Base: uintptr(from), Len: len(b)}}, 0)
-	if err == nil && n != len(b) {
+	switch {
+	case err == unix.ESRCH:
+		err = ErrGone
+	case err == nil && n != len(b):
 		err = errors.New("it is shorter")
 	}
 	if err != nil {
@@ -296,7 +299,10 @@ func readMemory(pid int, from uint64, b []byte) error {
 func writeMemory(pid int, to uint64, b []byte) error {
 	local := []unix.Iovec{{Base: &b[0], Len: uint64(len(b))}}
 	n, err := unix.ProcessVMWritev(pid, local, []unix.RemoteIovec{{Base: uintptr(to), Len: len(b)}}, 0)
-	if err == nil && n != len(b) {
+	switch {
+	case err == unix.ESRCH:
+		err = ErrGone
+	case err == nil && n != len(b):
 		err = errors.New("it is shorter")
 	}
 	if err != nil {
