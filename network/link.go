@@ -274,6 +274,20 @@ func (l *links) connect(n *Network, e *Endpoint) error {
 			return fmt.Errorf("set %s up on %s: %w", e.TAP, n.Bridge, err)
 		}
 	}
+	return introduce(bridge.Attrs().Index, e, mac)
+}
+
+// introduce tells the host whose an endpoint's addresses are, as it would find out by asking. It may have asked for them in vain, since who had them
+// before has gone with connections open: then it asks but once in a second, and what is sent to the new one waits for that.
+func introduce(bridge int, e *Endpoint, mac net.HardwareAddr) error {
+	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+		if !p.IsValid() {
+			continue
+		}
+		if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: bridge, IP: p.Addr().AsSlice(), State: unix.NUD_REACHABLE, HardwareAddr: mac}); err != nil {
+			return fmt.Errorf("tell the host whose %s is: %w", p.Addr(), err)
+		}
+	}
 	return nil
 }
 

@@ -324,3 +324,37 @@ func TestMovingOut(t *testing.T) {
 		t.Error("the firewall is not made again")
 	}
 }
+
+// TestIntroduced: the host does not have to ask for a new endpoint's address, nor to wait for the answer of who had it before.
+func TestIntroduced(t *testing.T) {
+	h := newHouse(t)
+	made := h.create(Spec{Name: "n"})
+	first := h.attach(EndpointSpec{Network: "n", Name: "first"})
+	address := first.IPv4.Addr()
+	if err := h.Detach(context.Background(), first.ID); err != nil {
+		t.Fatal(err)
+	}
+	bridge := bridgeOf(t, made)
+	state := func() (int, string) {
+		all, err := netlink.NeighList(bridge.Attrs().Index, netlink.FAMILY_V4)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range all {
+			if n.IP.Equal(net.IP(address.AsSlice())) {
+				return n.State, n.HardwareAddr.String()
+			}
+		}
+		return 0, ""
+	}
+	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: bridge.Attrs().Index, IP: address.AsSlice(), State: netlink.NUD_STALE, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}}); err != nil {
+		t.Fatal(err)
+	}
+	second := h.attach(EndpointSpec{Network: "n", Name: "second", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 7}})
+	if second.IPv4 != first.IPv4 {
+		t.Skipf("it has another address: %s, not %s", second.IPv4, first.IPv4)
+	}
+	if s, mac := state(); s != netlink.NUD_REACHABLE || mac != second.MAC {
+		t.Errorf("the host knows %s by %q (state %#x), not by %s", address, mac, s, second.MAC)
+	}
+}

@@ -70,12 +70,7 @@ func (n *Node) ContainerClone(ctx context.Context, name string, o CloneOptions) 
 		return report, err
 	}
 	defer from.saved.Close()
-	for _, clone := range clones[1:] {
-		if err := clone.copyScratch(ctx, first); err != nil {
-			return report, err
-		}
-	}
-	if err := goOnAll(ctx, clones, from); err != nil {
+	if err := n.goOnAll(ctx, clones, from, first); err != nil {
 		return report, err
 	}
 	for _, clone := range clones {
@@ -141,8 +136,28 @@ func (c *ctr) fork(ctx context.Context, scratch string) (*savedRun, time.Duratio
 	})
 }
 
-// goOnAll starts all clones at once.
-func goOnAll(ctx context.Context, clones []*ctr, from *savedRun) error {
+// goOnAll starts all clones at once; the first one has its disk. Of several the state is restored but once, and copied, where that can be.
+func (n *Node) goOnAll(ctx context.Context, clones []*ctr, from *savedRun, disk string) error {
+	lacking := clones[1:]
+	if len(clones) > 1 && n.copies(ctx) {
+		raised, held, err := n.raise(ctx, clones[0].snapshot(), from, disk, false)
+		if err != nil {
+			n.options.Log.Debug("clones are restored", "reason", err)
+		} else {
+			defer func() {
+				if err := errors.Join(raised.close(), held.Close()); err != nil {
+					n.options.Log.Error("end frozen virtual machine", "err", err)
+				}
+			}()
+			// What the guest had not written yet it may have meanwhile: its copies take it for written.
+			from, disk, lacking = raised, fmt.Sprintf("/proc/self/fd/%d", held.Fd()), clones
+		}
+	}
+	for _, clone := range lacking {
+		if err := clone.copyScratch(ctx, disk); err != nil {
+			return err
+		}
+	}
 	errs := make([]error, len(clones))
 	var all sync.WaitGroup
 	for i, clone := range clones {

@@ -52,77 +52,99 @@ func (h *house) onDisk(id string, length int) string {
 }
 
 // Clones go on from where their source is, each as itself; the source notices nothing.
-func TestClone(t *testing.T) {
+func TestClone(t *testing.T) { inBubble(t, testClone) }
+
+// Several are copied from one that is restored, where that can be, of which nothing is left.
+func TestCloneCopies(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
-		ctx := context.Background()
-		id := h.remembering("one", "42", func(r *container.CreateRequest) {
-			r.Labels = map[string]string{"a": "b"}
-			r.HostConfig.RestartPolicy.Name = container.RestartPolicyAlways
-		})
-		report, err := h.ContainerClone(ctx, "one", CloneOptions{Count: 3, Name: "two"})
-		if err != nil || len(report.IDs) != 3 {
-			t.Fatalf("%+v, %v", report, err)
-		}
-		synctest.Wait()
-		if h.driver.Machine(id).Frozen(id) || h.driver.Machine(id).Paused() {
-			t.Error("the source stands still")
-		}
-		if got := h.output("one"); got != "before\n" {
-			t.Errorf("the source says %q", got)
-		}
-		seen := map[string]bool{}
-		for i, clone := range report.IDs {
-			in, err := h.ContainerInspect(ctx, clone, false)
+		h.driver.Copy(nil)
+		testClone(t, h)
+		var users []uint32
+		for _, name := range []string{"two-1", "two-3"} {
+			c, err := h.find(name)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if in.Name != "/two-"+string(rune('1'+i)) || in.Config.Labels[originLabel] != id || in.Config.Labels["a"] != "b" ||
-				in.HostConfig.RestartPolicy.Name != container.RestartPolicyAlways || in.Config.Hostname != clone[:12] || !in.State.Running {
-				t.Errorf("%+v %+v", in, in.Config)
-			}
-			if got := h.output(clone); got != "remembered 42\n" {
-				t.Errorf("clone %d says %q", i, got)
-			}
-			if got := h.onDisk(clone, 2); got != "42" {
-				t.Errorf("clone %d has %q on its disk", i, got)
-			}
-			m := h.driver.Machine(clone)
-			who, boot := m.Identified(), m.Identity()
-			if len(who) != 1 || m.Frozen(clone) {
-				t.Fatalf("identities %+v, frozen %v", who, m.Frozen(clone))
-			}
-			for _, word := range []string{who[0].Hostname, who[0].BootID, who[0].MachineID, who[0].NewID, string(boot.Seed), string(boot.Token), boot.MachineID} {
-				if word == "" || seen[word] {
-					t.Errorf("clone %d shares %q", i, word)
-				}
-				seen[word] = true
-			}
-			if len(who[0].Files) != 1 || string(who[0].Files[0].Data) != clone[:12]+"\n" {
-				t.Errorf("files: %+v", who[0].Files)
-			}
+			users = append(users, h.driver.Machine(c.id).Config.UID)
 		}
-		// What one writes, no other sees; and a clone is cloned like any other.
-		h.driver.Machine(report.IDs[0]).Process(report.IDs[0]).Remember("43")
-		again, err := h.ContainerClone(ctx, "two-1", CloneOptions{Count: 1})
+		if os.Geteuid() == 0 && users[0] != users[1] { // a copy is the user's that what is copied is
+			t.Errorf("the clones are of users %d: they were restored", users)
+		}
+		if n := len(h.driver.Frozen()); n != 0 {
+			t.Errorf("%d frozen machines are left", n)
+		}
+	})
+}
+
+func testClone(t *testing.T, h *house) {
+	ctx := context.Background()
+	id := h.remembering("one", "42", func(r *container.CreateRequest) {
+		r.Labels = map[string]string{"a": "b"}
+		r.HostConfig.RestartPolicy.Name = container.RestartPolicyAlways
+	})
+	report, err := h.ContainerClone(ctx, "one", CloneOptions{Count: 3, Name: "two"})
+	if err != nil || len(report.IDs) != 3 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	synctest.Wait()
+	if h.driver.Machine(id).Frozen(id) || h.driver.Machine(id).Paused() {
+		t.Error("the source stands still")
+	}
+	if got := h.output("one"); got != "before\n" {
+		t.Errorf("the source says %q", got)
+	}
+	seen := map[string]bool{}
+	for i, clone := range report.IDs {
+		in, err := h.ContainerInspect(ctx, clone, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		synctest.Wait()
-		if got := h.output(again.IDs[0]); got != "remembered 43\n" {
-			t.Errorf("the clone's clone says %q", got)
+		if in.Name != "/two-"+string(rune('1'+i)) || in.Config.Labels[originLabel] != id || in.Config.Labels["a"] != "b" ||
+			in.HostConfig.RestartPolicy.Name != container.RestartPolicyAlways || in.Config.Hostname != clone[:12] || !in.State.Running {
+			t.Errorf("%+v %+v", in, in.Config)
 		}
-		if got := h.driver.Machine(report.IDs[1]).Process(report.IDs[1]).Memory(); got != "42" {
-			t.Errorf("a sibling remembers %q", got)
+		if got := h.output(clone); got != "remembered 42\n" {
+			t.Errorf("clone %d says %q", i, got)
 		}
-		// It is stopped and started like any other, and found again by the next daemon.
-		if err := h.ContainerRestart(ctx, "two-2", "", nil); err != nil {
-			t.Fatal(err)
+		if got := h.onDisk(clone, 2); got != "42" {
+			t.Errorf("clone %d has %q on its disk", i, got)
 		}
-		h.restart()
-		for _, name := range []string{"one", "two-1", "two-2", "two-3"} {
-			h.wantState(name, container.StateRunning, 0)
+		m := h.driver.Machine(clone)
+		who, boot := m.Identified(), m.Identity()
+		if len(who) != 1 || m.Frozen(clone) {
+			t.Fatalf("identities %+v, frozen %v", who, m.Frozen(clone))
 		}
-	})
+		for _, word := range []string{who[0].Hostname, who[0].BootID, who[0].MachineID, who[0].NewID, string(boot.Seed), string(boot.Token), boot.MachineID} {
+			if word == "" || seen[word] {
+				t.Errorf("clone %d shares %q", i, word)
+			}
+			seen[word] = true
+		}
+		if len(who[0].Files) != 1 || string(who[0].Files[0].Data) != clone[:12]+"\n" {
+			t.Errorf("files: %+v", who[0].Files)
+		}
+	}
+	// What one writes, no other sees; and a clone is cloned like any other.
+	h.driver.Machine(report.IDs[0]).Process(report.IDs[0]).Remember("43")
+	again, err := h.ContainerClone(ctx, "two-1", CloneOptions{Count: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Wait()
+	if got := h.output(again.IDs[0]); got != "remembered 43\n" {
+		t.Errorf("the clone's clone says %q", got)
+	}
+	if got := h.driver.Machine(report.IDs[1]).Process(report.IDs[1]).Memory(); got != "42" {
+		t.Errorf("a sibling remembers %q", got)
+	}
+	// It is stopped and started like any other, and found again by the next daemon.
+	if err := h.ContainerRestart(ctx, "two-2", "", nil); err != nil {
+		t.Fatal(err)
+	}
+	h.restart()
+	for _, name := range []string{"one", "two-1", "two-2", "two-3"} {
+		h.wantState(name, container.StateRunning, 0)
+	}
 }
 
 // What cannot be cloned is refused in words, and nothing is made.

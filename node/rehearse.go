@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/node/runspec"
@@ -11,6 +12,9 @@ import (
 // rehearsals is how often a shadow goes through what revive does to its copies. What is translated, found and allocated then, no copy has to:
 // the first of these costs some 100 ms of an emulated processor, the last a tenth of that.
 const rehearsals = 8
+
+// exercises is how often a shadow that was restored is asked whether it is ready.
+const exercises = 3
 
 // rehearse has a shadow, whose container stands still and does so again afterwards, do what its copies begin with. Who it was meanwhile, none of them
 // stays.
@@ -45,4 +49,26 @@ func (s *shadow) rehearse(ctx context.Context, machine *sandbox.Sandbox) error {
 		}
 	}
 	return nil
+}
+
+// exercise has the container of a shadow, which stands still and does so again afterwards, answer its readiness command a few times, if it has one: it
+// has been restored, and nothing of what it does has been translated yet.
+func (s *shadow) exercise(ctx context.Context, machine *sandbox.Sandbox) error {
+	command := readiness(s.snapshot().Config)
+	if len(command) == 0 {
+		return nil
+	}
+	if err := machine.Freeze(ctx, s.id, false); err != nil {
+		return err
+	}
+	for range exercises {
+		code, err := s.probeOnce(ctx, machine, command)
+		if err == nil && code != 0 {
+			err = fmt.Errorf("it exits with %d", code)
+		}
+		if err != nil {
+			return fmt.Errorf("its readiness command: %w", err)
+		}
+	}
+	return machine.Freeze(ctx, s.id, true)
 }

@@ -247,49 +247,16 @@ type revival struct {
 // revive restores the container's VM from what was saved, with the container's own disk, and lets the container in it go
 // on once it knows who it is. What undoes it is pushed.
 func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
-	n, rec := c.node, c.snapshot()
-	request, err := runspec.Create(rec.spec(), n.settings)
+	machine, known, err := c.resurrect(ctx, from, how, steps, undo)
 	if err != nil {
 		return nil, err
 	}
-	p, err := c.prepare(ctx, rec, request)
-	if err != nil {
-		return nil, err
-	}
-	config := p.config
-	config.VM.CPUs, config.VM.Memory = from.config.VM.CPUs, from.config.VM.Memory
-	config.VM.NICs = make([]vm.NIC, len(from.config.VM.NICs))
-	if !slices.EqualFunc(config.VM.Disks, from.config.VM.Disks, sameDisk) {
-		return nil, conflict("the image of container %s is not the one it was saved with", c.id)
-	}
-	if from.frozen != nil {
-		config.VM.UID = from.config.VM.UID
-	}
-	if config, err = c.claim(config, undo); err != nil {
-		return nil, err
-	}
-	steps.done("disks")
-	machine, err := sandbox.Restore(ctx, from.source(), config, from.config.Token)
-	if err != nil {
-		return nil, err
-	}
-	undo.push("virtual machine", machine.Kill)
-	steps.done("restore")
-	who := api.IdentifyRequest{ID: from.guest, NewID: c.id}
-	if !how.same {
-		who = newIdentity(from.guest, rec, request)
-	}
-	known, err := machine.Identify(ctx, who)
-	if err != nil {
-		return nil, ending(c, err)
-	}
-	steps.done("identify")
 	if !how.same {
 		if err := c.beginLog(known.OutputEnd, how.all); err != nil {
 			return nil, err
 		}
 	}
-	if err := c.rejoin(ctx, machine, rec, undo); err != nil {
+	if err := c.rejoin(ctx, machine, c.snapshot(), undo); err != nil {
 		return nil, err
 	}
 	if err := machine.Freeze(ctx, c.id, false); err != nil {
@@ -297,6 +264,47 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 	}
 	steps.done("go on")
 	return machine, nil
+}
+
+// resurrect does the first part of revive: the container knows who it is, and stands still.
+func (c *ctr) resurrect(ctx context.Context, from *savedRun, how revival, steps *phases, undo *undoStack) (_ *sandbox.Sandbox, known api.IdentifyResult, err error) {
+	n, rec := c.node, c.snapshot()
+	request, err := runspec.Create(rec.spec(), n.settings)
+	if err != nil {
+		return nil, known, err
+	}
+	p, err := c.prepare(ctx, rec, request)
+	if err != nil {
+		return nil, known, err
+	}
+	config := p.config
+	config.VM.CPUs, config.VM.Memory = from.config.VM.CPUs, from.config.VM.Memory
+	config.VM.NICs = make([]vm.NIC, len(from.config.VM.NICs))
+	if !slices.EqualFunc(config.VM.Disks, from.config.VM.Disks, sameDisk) {
+		return nil, known, conflict("the image of container %s is not the one it was saved with", c.id)
+	}
+	if from.frozen != nil {
+		config.VM.UID = from.config.VM.UID
+	}
+	if config, err = c.claim(config, undo); err != nil {
+		return nil, known, err
+	}
+	steps.done("disks")
+	machine, err := sandbox.Restore(ctx, from.source(), config, from.config.Token)
+	if err != nil {
+		return nil, known, err
+	}
+	undo.push("virtual machine", machine.Kill)
+	steps.done("restore")
+	who := api.IdentifyRequest{ID: from.guest, NewID: c.id}
+	if !how.same {
+		who = newIdentity(from.guest, rec, request)
+	}
+	if known, err = machine.Identify(ctx, who); err != nil {
+		return nil, known, ending(c, err)
+	}
+	steps.done("identify")
+	return machine, known, nil
 }
 
 // newIdentity makes another one of a container that the agent knows as known.

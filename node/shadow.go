@@ -76,14 +76,10 @@ func (n *Node) makeShadow(key string, source record) {
 
 // castShadow runs a shadow until it is ready and saves it. Nothing of it is left but the warm image.
 func (n *Node) castShadow(ctx context.Context, key string, source record) (err error) {
-	rec := source
-	rec.ID, rec.Name, rec.Sandbox, rec.Booting = newID(), "", nil, false
-	rec.Config.Hostname = rec.ID[:12]
-	s := &shadow{ctr: newCtr(n, rec), printed: make(chan struct{}, 1)}
-	s.hidden = true
+	s := n.newShadow(source)
 	var undo undoStack
 	undo.push("files", s.removeFiles)
-	log := n.options.Log.With("shadow", rec.ID)
+	log := n.options.Log.With("shadow", s.id)
 	defer func() { undo.run(log) }()
 	var things undoStack // of the VM's
 	defer func() { things.run(log) }()
@@ -109,6 +105,16 @@ func (n *Node) castShadow(ctx context.Context, key string, source record) (err e
 	}
 	ended(nil)
 	return s.save(ctx, key, machine, &things)
+}
+
+// newShadow makes one of a container.
+func (n *Node) newShadow(source record) *shadow {
+	rec := source
+	rec.ID, rec.Name, rec.Sandbox, rec.Booting = newID(), "", nil, false
+	rec.Config.Hostname, rec.Links = rec.ID[:12], unlinked(rec.Links)
+	s := &shadow{ctr: newCtr(n, rec), printed: make(chan struct{}, 1)}
+	s.hidden = true
+	return s
 }
 
 // launch starts the container in a VM of its own, and returns its output.
@@ -155,10 +161,7 @@ func (s *shadow) listen(ctx context.Context, out *sandbox.Output) {
 // quiet for a while.
 func (s *shadow) awaitReady(ctx context.Context, machine *sandbox.Sandbox) error {
 	config := s.snapshot().Config
-	command := probeCommand(config)
-	if text := config.Labels[warmReadyLabel]; text != "" {
-		command = []string{"/bin/sh", "-c", text}
-	}
+	command := readiness(config)
 	if len(command) == 0 {
 		return s.awaitQuiet(ctx, config)
 	}
@@ -174,6 +177,14 @@ func (s *shadow) awaitReady(ctx context.Context, machine *sandbox.Sandbox) error
 			return errors.New("it does not become ready")
 		}
 	}
+}
+
+// readiness is the command that says that a container is ready; empty without one.
+func readiness(config container.Config) []string {
+	if text := config.Labels[warmReadyLabel]; text != "" {
+		return []string{"/bin/sh", "-c", text}
+	}
+	return probeCommand(config)
 }
 
 func (s *shadow) awaitQuiet(ctx context.Context, config container.Config) error {
@@ -249,10 +260,7 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox,
 		return err
 	}
 	if frozen != nil {
-		kept := *things
-		things.forget()
-		log := n.options.Log.With("shadow", s.id)
-		from.frozen = &frozenRun{source: frozen, release: func() { kept.run(log) }}
+		from.frozen = s.own(frozen, things)
 	}
 	draft, err := snapshot.NewDraft(n.warmth.dir)
 	if err != nil {
@@ -276,12 +284,25 @@ func (s *shadow) save(ctx context.Context, key string, machine *sandbox.Sandbox,
 			return err
 		}
 	}
-	return n.warmth.keep(key, from)
+	kept, err := os.Open(filepath.Join(n.warmth.path(key), scratchName))
+	if err != nil {
+		return err
+	}
+	n.warmth.keep(key, from, kept)
+	return nil
+}
+
+// own makes the things of the shadow's VM those of what is copied.
+func (s *shadow) own(source vm.Source, things *undoStack) *frozenRun {
+	kept := *things
+	things.forget()
+	log := s.node.options.Log.With("shadow", s.id)
+	return &frozenRun{source: source, release: func() { kept.run(log) }}
 }
 
 // freeze makes the shadow's VM what others are copied from, or ends it where that cannot be: then it returns nil.
 func (s *shadow) freeze(ctx context.Context, machine *sandbox.Sandbox) (vm.Source, error) {
-	if f, ok := s.node.options.Driver.(vm.Forker); ok && f.Forks(ctx) {
+	if s.node.copies(ctx) {
 		source, err := machine.Source(ctx)
 		if err == nil {
 			return source, nil

@@ -54,9 +54,10 @@ type warmth struct {
 	dir    string
 	making chan struct{} // held by the one who makes a shadow
 
-	mu     sync.Mutex
-	wanted map[string]bool // keys whose shadows are being made
-	loaded []*warmImage    // the one used last is last
+	mu       sync.Mutex
+	wanted   map[string]bool // keys whose shadows are being made
+	loaded   []*warmImage    // the one used last is last
+	uncopied map[string]bool // keys whose machines have failed to be copied: they are restored as long as this daemon runs
 }
 
 // warmImage is one in the host's memory.
@@ -80,7 +81,7 @@ func openWarmth(dir string) (*warmth, error) {
 	if err := sweepFailures(dir); err != nil {
 		return nil, fmt.Errorf("open warm images: %w", err)
 	}
-	return &warmth{dir: dir, making: make(chan struct{}, 1), wanted: map[string]bool{}}, nil
+	return &warmth{dir: dir, making: make(chan struct{}, 1), wanted: map[string]bool{}, uncopied: map[string]bool{}}, nil
 }
 
 func (w *warmth) path(key string) string { return filepath.Join(w.dir, key) }
@@ -157,12 +158,8 @@ func (w *warmth) fail(key string, why error) {
 	_ = errors.Join(os.WriteFile(w.failure(key), []byte(clean(why.Error())+"\n"), 0o600), os.Chtimes(w.failure(key), now, now))
 }
 
-// keep puts a warm image, whose disk lies in its directory, into memory, as the one used last. On error from is the caller's.
-func (w *warmth) keep(key string, from *savedRun) error {
-	disk, err := os.Open(filepath.Join(w.path(key), scratchName))
-	if err != nil {
-		return err
-	}
+// keep puts a warm image with its disk into memory, as the one used last.
+func (w *warmth) keep(key string, from *savedRun, disk *os.File) {
 	w.unload(key)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -171,7 +168,32 @@ func (w *warmth) keep(key string, from *savedRun) error {
 		w.dropLocked(w.loaded[0])
 		w.loaded = w.loaded[1:]
 	}
-	return nil
+}
+
+// replace puts another form of an image into memory in old's place. false when old is not there any more.
+func (w *warmth) replace(old *warmImage, from *savedRun, disk *os.File) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	at := slices.Index(w.loaded, old)
+	if at < 0 {
+		return false
+	}
+	w.loaded[at] = &warmImage{key: old.key, from: from, disk: disk}
+	w.dropLocked(old)
+	return true
+}
+
+// restoreOnly remembers that there is no use in copying the machine of key.
+func (w *warmth) restoreOnly(key string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.uncopied[key] = true
+}
+
+func (w *warmth) restoredOnly(key string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.uncopied[key]
 }
 
 // take returns the image in memory, for use until give; nil when it is not there.
@@ -202,10 +224,7 @@ func (w *warmth) dropLocked(i *warmImage) {
 	}
 }
 
-func (i *warmImage) close() {
-	i.from.close()
-	i.disk.Close()
-}
+func (i *warmImage) close() error { return errors.Join(i.from.close(), i.disk.Close()) }
 
 // unload removes an image from memory.
 func (w *warmth) unload(key string) {
@@ -220,6 +239,9 @@ func (w *warmth) unload(key string) {
 // forget removes an image from memory and disk.
 func (w *warmth) forget(key string) error {
 	w.unload(key)
+	w.mu.Lock()
+	delete(w.uncopied, key)
+	w.mu.Unlock()
 	return os.RemoveAll(w.path(key))
 }
 
@@ -373,9 +395,11 @@ func (n *Node) loadWarm(ctx context.Context, key string) (*warmImage, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := n.warmth.keep(key, from); err != nil {
+	disk, err := os.Open(filepath.Join(dir, scratchName))
+	if err != nil {
 		return nil, errors.Join(err, from.close())
 	}
+	n.warmth.keep(key, from, disk)
 	if i := n.warmth.take(key); i != nil {
 		return i, nil
 	}
@@ -390,10 +414,14 @@ func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *un
 	machine, frozen, err := c.tryWarm(ctx, key, steps, undo)
 	if err != nil && frozen && ctx.Err() == nil {
 		log.Warn("copy warm virtual machine; restoring it", "err", err)
+		n.warmth.restoreOnly(key)
 		n.warmth.unload(key)
-		machine, _, err = c.tryWarm(ctx, key, steps, undo)
+		machine, frozen, err = c.tryWarm(ctx, key, steps, undo)
 	}
 	if err == nil {
+		if !frozen && n.copies(ctx) && !n.warmth.restoredOnly(key) && n.warmth.want(key) && n.enter() == nil {
+			go n.raiseWarm(key, c.snapshot())
+		}
 		return machine
 	}
 	if _, there := os.Stat(n.warmth.path(key)); ctx.Err() == nil && there == nil { // else it says nothing about the image, or there is none
@@ -420,7 +448,7 @@ func (c *ctr) tryWarm(ctx context.Context, key string, steps *phases, undo *undo
 		return nil, i.from.frozen != nil, err
 	}
 	undo.steps = append(undo.steps, mine.steps...)
-	return machine, false, nil
+	return machine, i.from.frozen != nil, nil
 }
 
 func (c *ctr) warmUp(ctx context.Context, key string, i *warmImage, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {

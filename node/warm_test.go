@@ -398,11 +398,12 @@ func TestWarmCopies(t *testing.T) {
 		for _, who := range rehearsed {
 			seen[who.BootID], seen[who.MachineID] = true, true
 		}
+		lives := 2 // of the program, which the fake begins anew where a restored one goes on
 		check := func(name string, copied bool) {
 			t.Helper()
 			id := h.run(name, "serve", warm(warmReadyLabel, ready), autoRemove)
 			synctest.Wait()
-			if got := h.output(id); got != "ready\nserving, ready\nserving, ready\n" {
+			if got := h.output(id); got != "ready\n"+strings.Repeat("serving, ready\n", lives) {
 				t.Errorf("%s says %q", name, got)
 			}
 			m := h.driver.Machine(id)
@@ -421,8 +422,28 @@ func TestWarmCopies(t *testing.T) {
 		check("two", true)
 		frozen.Die(errors.New("out of memory"))
 		check("three", false)
+		h.settled()
+		check("four", false) // what could not be copied once is restored
 		h.restart()
-		check("four", false)
+		check("five", false)
+		h.settled() // one more has been restored, and frozen
+		all = h.driver.Frozen()
+		if len(all) != 1 {
+			t.Fatalf("%d frozen machines after a restart", len(all))
+		}
+		frozen = all[0]
+		for _, who := range frozen.Identified() {
+			seen[who.BootID], seen[who.MachineID] = true, true
+		}
+		lives++ // the rehearsals'
+		check("six", true)
+		if left, err := filepath.Glob(h.path("root", "containers", "*")); err != nil || len(left) != len(h.all()) {
+			t.Errorf("left of shadows: %v, %v", left, err)
+		}
+		if err := h.warmth.forget(h.warmImages()[0]); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
 		if n := len(h.driver.Frozen()); n != 0 {
 			t.Errorf("%d frozen machines are left", n)
 		}
