@@ -61,6 +61,7 @@ func openService(ctx context.Context, c daemonConfig) (*service, error) {
 	addCostHandlers(extra, n)
 	addExecHandler(extra, n)
 	addRunHandler(extra, n)
+	addListHandler(extra, n)
 	addPolicyHandlers(extra, n)
 	return &service{
 		Handler: dockerapi.New(n, dockerapi.Options{

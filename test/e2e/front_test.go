@@ -43,23 +43,11 @@ func TestRunInFront(t *testing.T) {
 				for i := range words {
 					words[i] = strings.ReplaceAll(words[i], "${_}", " ")
 				}
-				cmd := c.house.Command(commandLimit, c.program, append(way, words...)...)
-				cmd.Env = append(slices.Clone(cmd.Env), "GODEBUG=inittrace=1")
-				var stdout, stderr bytes.Buffer
-				cmd.Stdout, cmd.Stderr = &stdout, &stderr
-				_ = cmd.Run() // its code is looked at below
-				text, loaded := "", false
-				for s := range strings.Lines(stderr.String()) {
-					if strings.HasPrefix(s, "init ") {
-						loaded = loaded || strings.HasPrefix(s, "init github.com/docker/cli/")
-						continue
-					}
-					text += s
-				}
+				r, loaded := c.traced(append(way, words...)...)
 				if loaded != (i == 1 || !front) {
 					t.Errorf("%q loads docker's library: %v", way, loaded)
 				}
-				said = append(said, result{ids.ReplaceAllString(stdout.String(), "ID"), ids.ReplaceAllString(text, "ID"), cmd.ProcessState.ExitCode()})
+				said = append(said, result{ids.ReplaceAllString(r.stdout, "ID"), ids.ReplaceAllString(r.stderr, "ID"), r.code})
 			}
 			if said[0] != said[1] {
 				t.Errorf("it says\n%.2000s, want\n%.2000s", fmt.Sprint(said[0]), fmt.Sprint(said[1]))
@@ -68,6 +56,50 @@ func TestRunInFront(t *testing.T) {
 	}
 	if left := c.ok(t, "ps", "-aq", "--filter", "status=created"); left != "" {
 		t.Errorf("left behind: %s", left)
+	}
+}
+
+// traced is what a command says and returns, and whether docker's library was loaded for it.
+func (c client) traced(args ...string) (r result, loaded bool) {
+	cmd := c.house.Command(commandLimit, c.program, args...)
+	cmd.Env = append(slices.Clone(cmd.Env), "GODEBUG=inittrace=1")
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	_ = cmd.Run() // its code is the caller's to look at
+	text := ""
+	for s := range strings.Lines(stderr.String()) {
+		if strings.HasPrefix(s, "init ") {
+			loaded = loaded || strings.HasPrefix(s, "init github.com/docker/cli/")
+			continue
+		}
+		text += s
+	}
+	return result{stdout.String(), text, cmd.ProcessState.ExitCode()}, loaded
+}
+
+// What is listed does not depend on who lists it.
+func TestListInFront(t *testing.T) {
+	c := inShared(t, "cradle")
+	name := c.name(t)
+	c.ok(t, "run", "-d", "--name", name, "--network", "none", "busybox", "sleep", "100000")
+	t.Cleanup(func() { c.do(t, nil, "rm", "-f", name+"_") })
+	c.ok(t, "create", "--name", name+"_", "-l", "a=b", "-p", "81:82", "busybox", "sh", "-c", "echo some more words than there is room for")
+	for line, front := range map[string]bool{
+		"": true, "-a": true, "-q": true, "-aq": true, "-a --no-trunc": true, "--all --filter label=a": true, "-qf label=a": false,
+		"-q --all --filter=status=created": true, "-f status=paused": true, "-f a=b": false, "-f a": false, "-a --format {{.Names}}": false,
+	} {
+		words := append(strings.Fields(line), "-f", "name="+name) // other tests have containers, too
+		first, loaded := c.traced(append([]string{"ps"}, words...)...)
+		if loaded == front {
+			t.Errorf("ps %s loads docker's library: %v", line, loaded)
+		}
+		second, _ := c.traced(append([]string{"container", "ls"}, words...)...)
+		second.stderr = strings.ReplaceAll(second.stderr, "container ls", "ps")
+		times := regexp.MustCompile(`\d+ seconds|About a minute`)
+		first.stdout, second.stdout = times.ReplaceAllString(first.stdout, "TIME"), times.ReplaceAllString(second.stdout, "TIME")
+		if first != second {
+			t.Errorf("ps %s says\n%s\nwant\n%s", line, fmt.Sprint(first), fmt.Sprint(second))
+		}
 	}
 }
 

@@ -4,7 +4,7 @@ package front
 // zero bytes, as the body. The daemon says that it has begun with the answer 100 (the request expects it): before that
 // nothing has happened, and after it an answer other than 200 says the same.
 func (c *conn) exec(name string, command []string) (code int, done bool) {
-	if !c.post("/cradle/v1/containers/", name, "/exec", "Expect: 100-continue\r\n", &body{args: command}) {
+	if !c.post("/cradle/v1/containers/", name, "/exec", "Expect: 100-continue\r\n", &body{command: "exec", args: command}) {
 		return 0, false
 	}
 	if status, _ := c.head(); status != 100 {

@@ -1,5 +1,5 @@
-// Package front is what the command line does before the rest of it is even there: `cradle exec CONTAINER COMMAND` and
-// `cradle run IMAGE COMMAND`, in the forms that scripts and probes repeat all day.
+// Package front is what the command line does before the rest of it is even there: `cradle exec CONTAINER COMMAND`,
+// `cradle run IMAGE COMMAND` and `cradle ps`, in the forms that scripts and probes repeat all day, and `cradle --version`.
 //
 // Docker's command library and the daemon, which are the rest of this program, take seven milliseconds of a processor to
 // initialize, and Go's runtime for a program of that size takes two more; all that such a command has to do are a dozen
@@ -12,7 +12,12 @@
 // parts of syscall and unsafe that are in need of nothing either (TestNeedsNoRuntime).
 package front
 
-import "syscall"
+import (
+	"syscall"
+	"unsafe"
+
+	"github.com/docker/cli/cli/version"
+)
 
 // run does the command of args if it is one of those that are done here, and returns its exit code. When it is not,
 // nothing has happened. room is for what is sent and received.
@@ -21,6 +26,9 @@ func run(args []string, env environment, room []byte) (code int, done bool) {
 	switch {
 	case len(args) > 2 && args[0] == "exec" && plain(args[1]):
 	case len(args) > 1 && args[0] == "run" && runWords(args[1:], nil) && !configured(env, room):
+	case len(args) > 0 && args[0] == "ps" && psWords(args[1:], nil) && !configured(env, room):
+	case len(args) == 1 && (args[0] == "--version" || args[0] == "-v"):
+		return 0, sayVersion()
 	default:
 		return 0, false
 	}
@@ -29,13 +37,27 @@ func run(args []string, env environment, room []byte) (code int, done bool) {
 	if dir, rest := Socket(env.get, int(uid)); dir == "" || !socket.set(dir, rest) || !c.connect(&socket) {
 		return 0, false
 	}
-	if args[0] == "run" {
+	switch args[0] {
+	case "run":
 		code, done = c.run(&socket, args[1:])
-	} else {
+	case "ps":
+		code, done = c.ps(args[1:])
+	default:
 		code, done = c.exec(args[1], args[2:])
 	}
 	closeFile(c.fd)
 	return code, done
+}
+
+// sayVersion prints the version, if the linker was told it.
+func sayVersion() bool {
+	if version.Version == "unknown-version" {
+		return false
+	}
+	for _, part := range [...]string{"cradle version ", version.Version, ", build ", version.GitCommit, "\n"} {
+		write(stdout, unsafe.Slice(unsafe.StringData(part), len(part)))
+	}
+	return true
 }
 
 // plain tells whether a word is a container's name or id, as opposed to a flag or to what nobody's name is.

@@ -27,7 +27,7 @@ func program(t *testing.T) string {
 		t.Skip("there is no entry for this machine")
 	}
 	path := filepath.Join(t.TempDir(), "program")
-	cmd := exec.Command("go", "build", "-ldflags", "-E github.com/cradlevm/cradle/cmd/cradle/front.entry", "-o", path, "./testdata/left")
+	cmd := exec.Command("go", "build", "-ldflags", linked, "-o", path, "./testdata/left")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -35,7 +35,10 @@ func program(t *testing.T) string {
 	return path
 }
 
-const left = 99
+const (
+	left   = 99
+	linked = "-E github.com/cradlevm/cradle/cmd/cradle/front.entry -X github.com/docker/cli/cli/version.Version=1.2 -X github.com/docker/cli/cli/version.GitCommit=abc"
+)
 
 // ran is what a program has said and returned.
 type ran struct {
@@ -198,6 +201,43 @@ func TestRun(t *testing.T) {
 	}
 }
 
+func TestList(t *testing.T) {
+	const ok = "HTTP/1.1 200 OK\r\n\r\n"
+	program := program(t)
+	for name, c := range map[string]struct {
+		answer string
+		ran
+	}{
+		"a list":         {ok + record(Stdout, "list\n") + record(Exit, "\x00"), ran{0, "list\n", ""}},
+		"a wrong filter": {"HTTP/1.1 400 Bad Request\r\n\r\n{}", ran{code: left}},
+		"it dies":        {ok, ran{1, "", "lost the cradle daemon: its answer has no end\n"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, asked := daemon(t, c.answer)
+			args := []string{"ps", "-a", "--quiet", "-qa", "--no-trunc", "-f", "a=b", "--filter", "c", "--filter=d"}
+			got := execute(t, []string{"CRADLE_RUN=" + dir, "HOME=" + dir}, program, args...)
+			if c.code == left {
+				c.out = "left: " + strings.Join(args, "|") + "  rm"
+			}
+			if got != c.ran {
+				t.Errorf("%s, want %s", got, c.ran)
+			}
+			if want, got := "POST /cradle/v1/ps  all\x00quiet\x00all\x00quiet\x00no-trunc\x00filter=a=b\x00filter=c\x00filter=d", <-asked; got != want {
+				t.Errorf("asked %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	program := program(t)
+	for _, flag := range []string{"--version", "-v"} {
+		if got, want := execute(t, nil, program, flag), (ran{0, "cradle version 1.2, build abc\n", ""}); got != want {
+			t.Errorf("%s: %s, want %s", flag, got, want)
+		}
+	}
+}
+
 // started starts a run, and returns when the daemon has been asked for it.
 func started(t *testing.T, answers ...string) (cmd *exec.Cmd, stderr *bytes.Buffer, asked <-chan string) {
 	t.Helper()
@@ -328,7 +368,8 @@ func TestLeftToOthers(t *testing.T) {
 	for _, line := range []string{"", "exec", "exec a", "exec -i a true", "exec --help a b", "container exec a true", "exec a/b true", "exec ../x true",
 		"run", "run --rm", "run -it a sh", "run -i a", "run --rm --timing a true", "run --network container:a b", "run --network name=a,alias=b c", "run --network",
 		"run --name a/b c", "run --name= a", "run -e A b", "run -eA=b c", "run -e =b c", "run -- a", "run /dir", "run ./dir", "run ../dir", "run --rm=true a",
-		"run -dit a", "run --env-file x a", "container run a", "create a", "run -e a", "run -e=A=b a", "exec a" + strings.Repeat(" a", maxArgs)} {
+		"run -dit a", "run --env-file x a", "container run a", "create a", "run -e a", "run -e=A=b a", "ps --format x", "ps -l", "ps -n 1", "ps -s", "ps a",
+		"ps -f", "ps --filter=", "ps -qf a=b", "ps --all=true", "-v a", "--version --help", "version", "exec a" + strings.Repeat(" a", maxArgs)} {
 		if r := execute(t, []string{"CRADLE_RUN=" + dir, "HOME=/"}, program, strings.Fields(line)...); r.code != left || len(asked) > 0 {
 			t.Errorf("%q: %+v", line, r)
 		}

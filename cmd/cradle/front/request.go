@@ -76,28 +76,31 @@ func (w *words) number(n int) {
 	w.text(unsafe.String(&b[0], len(b)))
 }
 
-// body is what a request tells of: a run's arguments, or an exec's command.
+// body is what a request tells of: what follows the command's name, or an exec's container.
 type body struct {
-	run           bool
+	command       string
 	args          []string
 	terminal      bool
 	rows, columns int
 }
 
 func (b *body) write(w *words) {
-	if !b.run {
+	switch b.command {
+	case "exec":
 		for _, word := range b.args {
 			w.add(word, "")
 		}
-		return
+	case "ps":
+		psWords(b.args, w)
+	case "run":
+		if b.terminal {
+			w.add(SetSize, "")
+			w.number(b.rows)
+			w.text("x")
+			w.number(b.columns)
+		}
+		runWords(b.args, w)
 	}
-	if b.terminal {
-		w.add(SetSize, "")
-		w.number(b.rows)
-		w.text("x")
-		w.number(b.columns)
-	}
-	runWords(b.args, w)
 }
 
 // post asks for something at a path of three parts. more are further fields of the head, each with its line's end.

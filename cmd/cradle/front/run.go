@@ -126,7 +126,7 @@ func (c *conn) run(socket *address, args []string) (code int, done bool) {
 	if !s.hold() {
 		return 0, false
 	}
-	b := body{run: true, args: args}
+	b := body{command: "run", args: args}
 	b.rows, b.columns, b.terminal = terminalSize()
 	if !c.post("/cradle/v1/run", "", "", "", &b) {
 		return 0, s.release()
