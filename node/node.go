@@ -24,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"maps"
 	"os"
@@ -106,9 +107,13 @@ type Node struct {
 	leaving    map[*run]struct{} // whose containers have been removed, and whose VMs are being ended
 }
 
-// firstUID is where the user ids of VMs begin when the daemon runs as root: above everything that distributions,
-// systemd and containers hand out (systemd's doc/UIDS-GIDS: 1879048192 and up is unused).
-const firstUID = 1_900_000_000
+// firstUID is where the user ids of VMs begin when the daemon whose state is below root runs as root: above everything that distributions,
+// systemd and containers hand out (systemd's doc/UIDS-GIDS: 1879048192 to 2147483647 is unused). Each daemon of a host has ids of its own, but for one in a
+// thousand: processes of one user can send each other signals, and look into each other.
+func firstUID(root string) uint32 {
+	const daemons, each = 1000, 100_000
+	return 1_900_000_000 + crc32.ChecksumIEEE([]byte(root))%daemons*each
+}
 
 // Open reads the state below o.Root and takes up what an earlier daemon left: running VMs are found again, ended
 // ones are cleaned up.
@@ -270,7 +275,7 @@ func (n *Node) takeUID() uint32 {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for uid := uint32(firstUID); ; uid++ {
+	for uid := firstUID(n.options.Root); ; uid++ {
 		if n.uids[uid] == 0 {
 			n.uids[uid] = 1
 			return uid

@@ -439,3 +439,15 @@ func newClient() *client {
 	c.streams = dockerapi.Streams{Stdin: r, Stdout: c.out, Stderr: c.err}
 	return c
 }
+
+// The virtual machines of two daemons are not of one user, and of nobody else's.
+func TestUsersOfDaemons(t *testing.T) {
+	seen := map[uint32]bool{}
+	for _, root := range []string{"/var/lib/cradle", "/tmp/one/root", "/tmp/other/root"} {
+		uid := firstUID(root)
+		if seen[uid] || uid < 1_900_000_000 || uid+100_000 > 2_000_000_000 || uid != firstUID(root) {
+			t.Errorf("%s: user ids begin at %d", root, uid)
+		}
+		seen[uid] = true
+	}
+}
