@@ -195,7 +195,7 @@ func TestSmallThings(t *testing.T) {
 	}
 }
 
-// What docker's directories of plugins hold is neither run nor listed.
+// What docker's directories of plugins hold is neither run nor listed, but for compose when it is asked for.
 func TestNoPlugins(t *testing.T) {
 	if len(dockerPluginDirs) == 0 {
 		t.Error("docker's command library has moved its list of plugin directories")
@@ -207,17 +207,23 @@ func TestNoPlugins(t *testing.T) {
 	}
 	trace := filepath.Join(h.dir, "ran")
 	script := fmt.Sprintf("#!/bin/sh\ntouch %s\necho '{}'\n", trace)
-	if err := os.WriteFile(filepath.Join(plugins, "docker-compose"), []byte(script), 0o755); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{"docker-other": script, "docker-compose": "#!/bin/sh\necho $DOCKER_HOST $*\nexit 7\n"} {
+		if err := os.WriteFile(filepath.Join(plugins, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	socket := serveFake(t, &fakeNode{})
-	for _, args := range [][]string{{"info"}, {"system", "info"}, {"compose", "up"}, {"--help"}, {"__complete", ""}} {
-		if r := h.cradle(t, []string{envHost + "=" + socket}, args...); strings.Contains(r.stdout, "compose") {
+	for _, args := range [][]string{{"info"}, {"system", "info"}, {"other", "up"}, {"--help"}, {"__complete", ""}} {
+		if r := h.cradle(t, []string{envHost + "=" + socket}, args...); strings.Contains(r.stdout, "other  ") || strings.Contains(r.stdout, "other\t") {
 			t.Errorf("%v: %q", args, r.stdout)
 		}
 	}
 	if _, err := os.Stat(trace); err == nil {
 		t.Error("a plugin of docker's was run")
+	}
+	r := h.cradle(t, []string{envHost + "=" + socket, "DOCKER_HOST=tcp://other"}, "compose", "-f", "x", "up", "--help")
+	if want := "unix://" + strings.TrimPrefix(socket, "unix://") + " -f x up --help\n"; r.code != 7 || r.stdout != want {
+		t.Errorf("compose: exit code %d, %q, want %q; %s", r.code, r.stdout, want, r.stderr)
 	}
 }
 

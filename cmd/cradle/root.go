@@ -132,7 +132,7 @@ func initialize(docker *command.DockerCli, g globals) (*daemonDialer, error) {
 func addOwnCommands(root *cobra.Command, docker *command.DockerCli, d *daemonDialer, daemon daemonFunc) {
 	root.AddCommand(newDaemonCommand(daemon), newSummonCommand(docker, d), newCloneCommand(docker, d),
 		newSaveStateCommand(docker, d), newRestoreStateCommand(docker, d), newSnapshotCommand(docker, d), newPoolCommand(docker, d),
-		newCostCommand(docker, d), newManCommand())
+		newCostCommand(docker, d), newComposeCommand(docker, d), newManCommand())
 	child(root, "network").AddCommand(newPolicyCommand(docker, d))
 	child(root, "system").AddCommand(newPruneCommand(docker), newResetCommand(docker, d))
 }

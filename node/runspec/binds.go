@@ -26,7 +26,7 @@ func FileBinds(hc *container.HostConfig) ([]FileBind, error) {
 			return nil, err
 		case !strings.HasPrefix(b.source, "/"): // a named volume
 		case !b.readOnly:
-			return nil, unsupported("the bind mount %q: only one of a single file, read-only (%s:ro), is possible; another", text, strings.Join(strings.Split(text, ":")[:2], ":"))
+			return nil, unsupported("the writable bind mount %q (a single file can be mounted read-only, with :ro)", text)
 		default:
 			list = append(list, FileBind{path.Clean(b.source), b.path})
 		}
@@ -46,7 +46,7 @@ func FileBinds(hc *container.HostConfig) ([]FileBind, error) {
 		case o != nil && o.Propagation != "" && o.Propagation != mount.PropagationRPrivate && o.Propagation != mount.PropagationPrivate:
 			return nil, unsupported("the propagation %q of %s", o.Propagation, m.Source)
 		case !m.ReadOnly:
-			return nil, unsupported("the bind mount of %q at %s: only one of a single file, read-only, is possible; another", m.Source, m.Target)
+			return nil, unsupported("the writable bind mount of %q at %s (a single file can be mounted read-only)", m.Source, m.Target)
 		}
 		list = append(list, FileBind{path.Clean(m.Source), path.Clean(m.Target)})
 	}

@@ -22,9 +22,9 @@ func TestFileBinds(t *testing.T) {
 	}{
 		{[]string{"data:/d"}, nil, "[]"},
 		{[]string{"/x/../a:/b/:ro", "/c:/a:z,ro"}, []mount.Mount{bind("/e", "/f", true)}, "[{/c /a} {/a /b} {/e /f}]"},
-		{[]string{"/a:/b"}, nil, `the bind mount "/a:/b": only one of a single file, read-only (/a:/b:ro), is possible`},
-		{[]string{"/a:/b:rw"}, nil, "read-only (/a:/b:ro), is possible"},
-		{nil, []mount.Mount{bind("/a", "/b", false)}, "only one of a single file, read-only, is possible"},
+		{[]string{"/a:/b"}, nil, `the writable bind mount "/a:/b" (a single file can be mounted read-only, with :ro) is not supported`},
+		{[]string{"/a:/b:rw"}, nil, "with :ro) is not supported"},
+		{nil, []mount.Mount{bind("/a", "/b", false)}, `the writable bind mount of "/a" at /b (a single file can be mounted read-only) is not supported`},
 		{nil, []mount.Mount{bind("a", "/b", true)}, "'a' mount path must be absolute"},
 		{nil, []mount.Mount{bind("/a", "b", true)}, "'b' mount path must be absolute"},
 		{nil, []mount.Mount{shared}, `the propagation "shared" of /a is not supported`},
