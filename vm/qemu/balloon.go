@@ -33,7 +33,8 @@ const redirectLimit = 2 * time.Second
 // hollowFile makes the empty file.
 func hollowFile() (*os.File, error) { return boundedFile(0) }
 
-// hollow puts the empty file in the place of the template. Where that is not possible (ptrace(2) may be forbidden), the guest keeps what it frees.
+// hollow puts the empty file in the place of the template. Where that is not possible (ptrace(2) may be forbidden), the guest keeps what it frees, of
+// which QEMU complains each time (process.lastWords).
 func (m *machine) hollow(ctx context.Context, in *inputs) error {
 	open, err := openFiles(m.proc.pid)
 	if err != nil {

@@ -176,7 +176,8 @@ func (p *process) lastWords() string {
 	b, _ := io.ReadAll(io.NewSectionReader(p.words, 0, maxWords))
 	var words strings.Builder
 	for line := range strings.Lines(strings.Trim(string(b), "\x00")) {
-		if !strings.Contains(line, " has no peer") { // a network interface that is connected to nothing, as was asked
+		// A network interface that is connected to nothing, as was asked; and what becomes of holes in a file of memory (balloon.go).
+		if !strings.Contains(line, " has no peer") && !strings.Contains(line, "ram_block_discard_range: ") {
 			words.WriteString(line)
 		}
 	}

@@ -21,7 +21,7 @@ import (
 // sleeper is a process of ours that does nothing for a while and holds files open.
 func sleeper(t *testing.T, files ...*os.File) *process {
 	t.Helper()
-	s := spawn{argv: []string{"/bin/sh", "-c", "echo some words; exec sleep 60"}, files: files}
+	s := spawn{argv: []string{"/bin/sh", "-c", "echo qemu: ram_block_discard_range: Failed to fallocate ram0; echo some words; exec sleep 60"}, files: files}
 	p, err := s.start()
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func TestRecord(t *testing.T) {
 	ticks, _ := startTime(p.pid)
 	for what, text := range map[string]string{
 		"another start":   fmt.Sprintf("%d %d %s\n", p.pid, ticks+1, bootID()),
-		"another process": fmt.Sprintf("%d %d %s\n", os.Getpid(), ticks, bootID()),
+		"another process": fmt.Sprintf("%d %d %s\n", os.Getppid(), ticks, bootID()), // it started earlier than this one, which may have in the same tick,
 		"no such process": fmt.Sprintf("%d %d %s\n", 1<<30, ticks, bootID()),
 	} {
 		os.WriteFile(rec.path, []byte(text), 0o600)
