@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,10 +25,15 @@ type links struct {
 	tapPrefix string // "ct", four digits of the state directory's hash, "-"
 	alias     string
 	guards    *bpf.Guards
+	// making is held while a TAP is made. The kernel does that for one at a time, and has who writes its settings (disable_ipv6) try
+	// until it is his turn.
+	making sync.Mutex
 }
 
 // makeTAP makes a TAP with a guard on it. Down, without a bridge and without an endpoint, it passes nothing.
 func (l *links) makeTAP() (string, error) {
+	l.making.Lock()
+	defer l.making.Unlock()
 	name := l.newTAPName()
 	if err := persistTAP(name); err != nil {
 		return "", fmt.Errorf("make TAP: %w", err)
