@@ -139,7 +139,7 @@ func (c *ctr) fork(ctx context.Context, scratch string) (*savedRun, time.Duratio
 // goOnAll starts all clones at once; the first one has its disk. Of several the state is restored but once, and copied, where that can be.
 func (n *Node) goOnAll(ctx context.Context, clones []*ctr, from *savedRun, disk string) error {
 	lacking := clones[1:]
-	if len(clones) > 1 && n.copies(ctx) {
+	if len(clones) > 1 && n.raises(ctx) {
 		raised, held, err := n.raise(ctx, clones[0].snapshot(), from, disk, false)
 		if err != nil {
 			n.options.Log.Debug("clones are restored", "reason", err)

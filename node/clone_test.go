@@ -76,6 +76,21 @@ func TestCloneCopies(t *testing.T) {
 	})
 }
 
+// Where a machine that is restored cannot be frozen, that is tried but once.
+func TestCloneCopiesUnsupported(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.driver.Copy(errors.ErrUnsupported)
+		testClone(t, h)
+		if len(h.driver.Frozen()) != 0 {
+			t.Error("there is a frozen machine")
+		}
+		h.unraised.Store(false) // of the next daemon's: nothing of its own has been cloned
+		if _, err := h.ContainerClone(context.Background(), "one", CloneOptions{Count: 2}); err != nil || !h.unraised.Load() {
+			t.Errorf("%v; it is tried again: %v", err, !h.unraised.Load())
+		}
+	})
+}
+
 func testClone(t *testing.T, h *house) {
 	ctx := context.Background()
 	id := h.remembering("one", "42", func(r *container.CreateRequest) {

@@ -33,6 +33,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -82,6 +83,7 @@ type Node struct {
 	settings   runspec.Settings
 	key        snapshot.Key // signs saved containers
 	warmth     *warmth
+	unraised   atomic.Bool // see raises
 	shelf      *shelf
 	events     *eventLog
 	timings    *timings

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,9 @@ func (n *Node) copies(ctx context.Context) bool {
 	f, ok := n.options.Driver.(vm.Forker)
 	return ok && f.Forks(ctx)
 }
+
+// raises tells whether raise is worth trying: it has not turned out, as it does to an ordinary user, that what it restores cannot be frozen.
+func (n *Node) raises(ctx context.Context) bool { return !n.unraised.Load() && n.copies(ctx) }
 
 // raise restores what was saved once more, as a shadow of source, which is a container that goes on from it, and freezes that: it is what others are
 // copied from, at a fraction of what it costs to restore them. disk is the scratch disk as it was saved; the copies' is what is returned. Its container
@@ -46,6 +50,9 @@ func (n *Node) raise(ctx context.Context, source record, from *savedRun, disk st
 	}
 	frozen, err := machine.Source(ctx)
 	if err != nil {
+		if errors.Is(err, errors.ErrUnsupported) {
+			n.unraised.Store(true)
+		}
 		return nil, nil, err
 	}
 	held, err := os.Open(filepath.Join(s.dir(), scratchName)) // it has no name from here on

@@ -419,7 +419,7 @@ func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *un
 		machine, frozen, err = c.tryWarm(ctx, key, steps, undo)
 	}
 	if err == nil {
-		if !frozen && n.copies(ctx) && !n.warmth.restoredOnly(key) && n.warmth.want(key) && n.enter() == nil {
+		if !frozen && n.raises(ctx) && !n.warmth.restoredOnly(key) && n.warmth.want(key) && n.enter() == nil {
 			go n.raiseWarm(key, c.snapshot())
 		}
 		return machine
