@@ -381,9 +381,13 @@ func TestStreamsPolicy(t *testing.T) {
 	}
 	deny := Rule{Prefix: prefix("203.0.113.0/24")}
 	set(Policy{Rules: []Rule{deny}, Names: names})
+	isClosed(far) // after which nothing of the connection that was open is on its way any more
+	if c, err = n.RuleCounts(a.e.ID); err != nil {
+		t.Fatal(err)
+	}
 	isClosed(far)
 	isOpen(near, "b")
-	if now, err := n.RuleCounts(a.e.ID); err != nil || now.Names[names[1]] != c.Names[names[1]] || now.Rules[deny].Packets == 0 {
+	if now, err := n.RuleCounts(a.e.ID); err != nil || now.Names[names[1]] != c.Names[names[1]] || now.Rules[deny].Packets <= c.Rules[deny].Packets {
 		t.Errorf("%+v, %v; before: %+v", now, err, c)
 	}
 	if from, _, err := n.Counters(a.e.ID); err != nil || from.Dropped["policy"] == 0 {
