@@ -12,10 +12,11 @@ import (
 	"github.com/cradlevm/cradle/vm/vmtest/guestapi"
 )
 
-// Numbers of what is given back, in bytes.
+// Numbers of what is given back, in bytes. Linux reports nothing while less than some 64 MiB are free (docs/architecture.md), and nothing of what is
+// free in pieces below 2 MiB.
 const (
 	filledMemory = 200 << 20
-	mostFilled   = filledMemory * 3 / 4
+	mostFilled   = filledMemory - 80<<20
 )
 
 // testGiveBack checks that what a guest frees is the host's again, however the guest came to be.
