@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,15 +24,18 @@ func Copy(ctx context.Context, from, path string) error {
 // Sync waits until the disk at path, and its name, are where a power failure leaves them.
 func Sync(path string) error {
 	for _, p := range []string{path, filepath.Dir(path)} {
-		f, err := os.Open(p)
-		if err != nil {
+		if err := syncFile(p); err != nil {
 			return fmt.Errorf("sync scratch disk: %w", err)
 		}
-		if err := f.Sync(); err != nil {
-			f.Close()
-			return fmt.Errorf("sync scratch disk: %w", err)
-		}
-		f.Close()
 	}
 	return nil
+}
+
+// syncFile waits until a file, or a directory's entries, are where a power failure leaves them.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }

@@ -104,7 +104,7 @@ func (s *Store) Create(ctx context.Context, v Volume) (_ Volume, made bool, err 
 		return Volume{}, false, err
 	}
 	s.volumes[v.Name] = v
-	return v.clone(), true, syncDir(s.dir)
+	return v.clone(), true, syncFile(s.dir)
 }
 
 // fill makes a volume's directory.
@@ -129,7 +129,7 @@ func (s *Store) fill(ctx context.Context, dir string, v Volume) error {
 	if err := s.scratch.New(ctx, disk, v.Size); err != nil {
 		return err
 	}
-	return errors.Join(Sync(filepath.Join(dir, volumeFile)), Sync(disk))
+	return errors.Join(syncFile(filepath.Join(dir, volumeFile)), Sync(disk))
 }
 
 // Get finds a volume. Errors: ErrNotFound.
@@ -166,7 +166,7 @@ func (s *Store) Remove(name string) error {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
 	delete(s.volumes, name)
-	if err := errors.Join(syncDir(s.dir), os.RemoveAll(going)); err != nil {
+	if err := errors.Join(syncFile(s.dir), os.RemoveAll(going)); err != nil {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
 	return nil
@@ -192,13 +192,4 @@ func (v Volume) clone() Volume {
 // validName is docker's rule for names, with a bound: a name is a directory's.
 func validName(name string) bool {
 	return len(name) <= 200 && regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`).MatchString(name)
-}
-
-// syncDir waits until a directory's entries are where a power failure leaves them.
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
