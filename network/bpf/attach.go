@@ -39,31 +39,50 @@ func (d direction) program() string {
 	return "to_guest"
 }
 
-// attach puts p in front of all other programs of the device, or in the place of an older one of ours.
-func attach(ifindex int, d direction, p *ebpf.Program) error {
-	return attachAt(ifindex, d, p, d.program(), link.Head(), 1)
-}
+// Priorities of our filters: the lower, the earlier. A redirection comes after whatever else a device has.
+const (
+	guardPriority    = 1
+	redirectPriority = 0xffff
+)
 
-// attachAt puts p where anchor says (priority on kernels without TCX, the lower the earlier), or in the place of the program
-// called name.
-func attachAt(ifindex int, d direction, p *ebpf.Program, name string, anchor link.Anchor, priority uint16) error {
-	if old, err := attachedTCX(ifindex, d, name); err == nil {
+// attach puts p where its priority says, or in the place of the program called name. A new place is one of clsact's, since to
+// make the first one on a device under TCX has the kernel wait twice until no processor can be using the old list: 27 ms, with
+// the lock held that every change of an interface needs; clsact takes 0.4 ms. What an earlier version put under TCX is replaced
+// there, and runs before clsact's. Kernels without clsact have TCX since 6.6.
+func attach(ifindex int, d direction, p *ebpf.Program, name string, priority uint16) error {
+	at, old, err := find(ifindex, d, name)
+	if err == nil {
 		defer old.Close()
 		if programID(old) == programID(p) {
 			return nil
 		}
-		anchor = link.ReplaceProgram(old) // the kernel takes a descriptor here, and no id
+		if at == nil {
+			return attachTCX(ifindex, d, p, link.ReplaceProgram(old)) // the kernel takes a descriptor here, and no id
+		}
+		priority = at.Attrs().Priority
 	}
-	err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: ifindex, Program: p, Attach: d.tcx(), Anchor: anchor})
-	if err == nil || !noTCX(err) {
+	err = attachClsact(ifindex, d, p, name, priority)
+	if err == nil || !noClsact(err) {
 		return err
 	}
-	return attachClsact(ifindex, d, p, name, priority)
+	anchor := link.Tail()
+	if priority == guardPriority {
+		anchor = link.Head()
+	}
+	return attachTCX(ifindex, d, p, anchor)
 }
 
-// noTCX tells whether an error means a kernel before 6.6.
-func noTCX(err error) bool {
-	return errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL)
+func attachTCX(ifindex int, d direction, p *ebpf.Program, anchor link.Anchor) error {
+	err := link.RawAttachProgram(link.RawAttachProgramOptions{Target: ifindex, Program: p, Attach: d.tcx(), Anchor: anchor})
+	if err != nil {
+		return fmt.Errorf("attach by TCX: %w", err)
+	}
+	return nil
+}
+
+// noClsact tells whether an error means a kernel without the queueing discipline clsact or the classifier bpf.
+func noClsact(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 func clsact(ifindex int) netlink.Qdisc {
@@ -79,17 +98,17 @@ func attachClsact(ifindex int, d direction, p *ebpf.Program, name string, priori
 		Handle: 1, Protocol: unix.ETH_P_ALL, Priority: priority}, Fd: p.FD(), Name: name, DirectAction: true})
 }
 
-// attached opens our program on a device. ErrUnknown when there is none.
-func attached(ifindex int, d direction) (*ebpf.Program, error) {
-	if p, err := attachedTCX(ifindex, d, d.program()); err == nil {
-		return p, nil
+// find opens the program called name on a device, and tells the filter that it is; nil under TCX. ErrUnknown when there is none.
+func find(ifindex int, d direction, name string) (netlink.Filter, *ebpf.Program, error) {
+	p, filter, err := attachedClsact(ifindex, d, name)
+	if err == nil {
+		return filter, p, nil
 	}
-	p, _, err := attachedClsact(ifindex, d, d.program())
-	return p, err
+	p, err = attachedTCX(ifindex, d, name)
+	return nil, p, err
 }
 
-// attachedClsact finds the program called name, and its filter, where a kernel without TCX has it. ErrUnknown when there is
-// none.
+// attachedClsact finds the program called name, and its filter, on clsact. ErrUnknown when there is none.
 func attachedClsact(ifindex int, d direction, name string) (*ebpf.Program, netlink.Filter, error) {
 	device := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
 	filters, err := netlink.FilterList(device, d.clsact())
@@ -106,6 +125,7 @@ func attachedClsact(ifindex int, d direction, name string) (*ebpf.Program, netli
 	return nil, nil, ErrUnknown
 }
 
+// attachedTCX is attachedClsact for TCX.
 func attachedTCX(ifindex int, d direction, name string) (*ebpf.Program, error) {
 	r, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: d.tcx()})
 	if err != nil {

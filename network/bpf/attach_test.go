@@ -1,28 +1,34 @@
 package bpf
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
 	"github.com/cradlevm/cradle/network/nettest"
 )
 
-// TestClsact: kernels without TCX have clsact, and the programs are found on it too, by another process as well.
-func TestClsact(t *testing.T) {
+// TestTCX: what earlier versions put under TCX is found there, by another process as well, and stays there.
+func TestTCX(t *testing.T) {
 	g := guards(t, Endpoint{})
 	nettest.NeedRoot(t)
 	index := device(t, "a0")
 	if g.Guarded(index) {
 		t.Error("guarded before")
 	}
+	underTCX(t, g, index)
 	for range 2 {
-		if err := attachClsact(index, fromGuest, g.from, fromGuest.program(), 1); err != nil {
+		if err := g.Guard(index); err != nil {
 			t.Fatal(err)
 		}
-		if err := attachClsact(index, toGuest, g.to, toGuest.program(), 1); err != nil {
-			t.Fatal(err)
+	}
+	for _, d := range []direction{fromGuest, toGuest} {
+		if at, p, err := find(index, d, d.program()); err != nil || at != nil {
+			t.Errorf("%s: %v, %v, %v", d.program(), at, p, err)
 		}
 	}
 	if !g.Guarded(index) {
@@ -44,6 +50,16 @@ func TestClsact(t *testing.T) {
 	}
 }
 
+// underTCX puts the programs on a device as earlier versions did.
+func underTCX(t *testing.T, g *Guards, index int) {
+	t.Helper()
+	for d, p := range map[direction]*ebpf.Program{fromGuest: g.from, toGuest: g.to} {
+		if err := attachTCX(index, d, p, link.Head()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // device makes one end of a pair of devices.
 func device(t *testing.T, name string) (index int) {
 	t.Helper()
@@ -59,21 +75,32 @@ func device(t *testing.T, name string) (index int) {
 	return link.Attrs().Index
 }
 
-// TestNewer: a newer program takes an older one's place.
+// TestNewer: a newer program takes an older one's place, where that one is.
 func TestNewer(t *testing.T) {
 	old, newer := guards(t, Endpoint{}), guards(t, Endpoint{})
-	index := device(t, "b0")
-	for _, g := range []*Guards{old, old, newer, newer} {
-		if err := g.Guard(index); err != nil {
-			t.Fatal(err)
+	nettest.NeedRoot(t)
+	for _, tcx := range []bool{false, true} {
+		index := device(t, fmt.Sprintf("b%t", tcx))
+		if tcx {
+			underTCX(t, old, index)
 		}
-	}
-	if old.Guarded(index) || !newer.Guarded(index) {
-		t.Errorf("the older one is there: %v, the newer one: %v", old.Guarded(index), newer.Guarded(index))
+		for _, g := range []*Guards{old, old, newer, newer} {
+			if err := g.Guard(index); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if old.Guarded(index) || !newer.Guarded(index) {
+			t.Errorf("the older one is there: %v, the newer one: %v", old.Guarded(index), newer.Guarded(index))
+		}
+		_, _, onClsact := attachedClsact(index, fromGuest, fromGuest.program())
+		_, underTCX := attachedTCX(index, fromGuest, fromGuest.program())
+		if (underTCX == nil) != tcx || (onClsact == nil) == tcx {
+			t.Errorf("put under TCX: %v; clsact: %v, TCX: %v", tcx, onClsact, underTCX)
+		}
 	}
 }
 
-// TestUnredirect: a redirection goes, and on kernels without TCX what was made for it; others' filters stay.
+// TestUnredirect: a redirection goes, and what was made for it, also where earlier versions put it; others' filters stay.
 func TestUnredirect(t *testing.T) {
 	g := guards(t, Endpoint{})
 	from, to := device(t, "c0"), device(t, "c1")
@@ -88,7 +115,7 @@ func TestUnredirect(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if p, err := attachedTCX(from, fromGuest, redirectName); err == nil {
+		if _, p, err := find(from, fromGuest, redirectName); err == nil {
 			t.Errorf("%v is there", p)
 		}
 	}
@@ -97,16 +124,25 @@ func TestUnredirect(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
+	if err := attachTCX(from, fromGuest, p, link.Tail()); err != nil {
+		t.Fatal(err)
+	}
+	if err := Unredirect(from); err != nil {
+		t.Fatal(err)
+	}
+	if _, p, err := find(from, fromGuest, redirectName); err == nil {
+		t.Errorf("%v is there", p)
+	}
 	for _, others := range []bool{true, false} {
 		if others {
-			err = attachClsact(from, fromGuest, g.from, fromGuest.program(), 1)
+			err = attachClsact(from, fromGuest, g.from, fromGuest.program(), 2)
 		} else {
 			err = netlink.QdiscDel(clsact(from))
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := attachClsact(from, fromGuest, p, redirectName, 2); err != nil {
+		if err := Redirect(from, to); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {

@@ -9,8 +9,8 @@
 //
 // # Who holds the programs
 //
-// The net device does. Programs are attached without a link (TCX where the kernel has it, 6.6; clsact otherwise), so that
-// they last as long as the device and not as long as a process or a file in a bpffs: a guest whose daemon was killed stays
+// The net device does. Programs are attached without a link (as filters of clsact; by TCX where there is none), so that they
+// last as long as the device and not as long as a process or a file in a bpffs: a guest whose daemon was killed stays
 // guarded. A new process finds the maps through the programs on the devices (Adopt). Because of that a TAP may run the
 // programs of an older version with that version's maps; Guard puts the newer ones in their place.
 //
@@ -206,7 +206,7 @@ func (g *Guards) sameOn(ifindex int) (*Guards, error) {
 		mine      *ebpf.Program
 		program   **ebpf.Program
 	}{{fromGuest, g.from, &found.from}, {toGuest, g.to, &found.to}} {
-		p, err := attached(ifindex, d.direction)
+		_, p, err := find(ifindex, d.direction, d.direction.program())
 		if err != nil {
 			found.Close()
 			return nil, err
@@ -294,7 +294,7 @@ func (g *Guards) Guard(ifindex int) error {
 		}
 	}
 	for d, p := range map[direction]*ebpf.Program{fromGuest: g.from, toGuest: g.to} {
-		if err := attach(ifindex, d, p); err != nil {
+		if err := attach(ifindex, d, p, d.program(), guardPriority); err != nil {
 			return fmt.Errorf("attach TAP program: %w", err)
 		}
 	}
@@ -304,7 +304,7 @@ func (g *Guards) Guard(ifindex int) error {
 // Guarded tells whether a device has these programs, with these maps.
 func (g *Guards) Guarded(ifindex int) bool {
 	for d, mine := range map[direction]*ebpf.Program{fromGuest: g.from, toGuest: g.to} {
-		p, err := attached(ifindex, d)
+		_, p, err := find(ifindex, d, d.program())
 		if err != nil {
 			return false
 		}

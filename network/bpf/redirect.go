@@ -23,7 +23,7 @@ func Redirect(from, to int) error {
 		return fmt.Errorf("load redirection: %w", err)
 	}
 	defer p.Close()
-	if err := attachAt(from, fromGuest, p, redirectName, link.Tail(), 2); err != nil {
+	if err := attach(from, fromGuest, p, redirectName, redirectPriority); err != nil {
 		return fmt.Errorf("attach redirection: %w", err)
 	}
 	return nil
@@ -38,8 +38,7 @@ func redirection(to int) (*ebpf.Program, error) {
 	}})
 }
 
-// Unredirect takes a device's redirection away. Idempotent. On kernels without TCX a clsact discipline that is left without
-// filters goes too.
+// Unredirect takes a device's redirection away. Idempotent. A clsact discipline that is left without filters goes too.
 func Unredirect(from int) error {
 	if p, err := attachedTCX(from, fromGuest, redirectName); err == nil {
 		defer p.Close()
