@@ -16,8 +16,8 @@ import (
 // maxFree is how many TAPs without a machine are kept for the next ones.
 const maxFree = 32
 
-// spares are TAPs that wait for a machine. To make a TAP, and much more to delete one, takes the kernel tens of milliseconds
-// in which no other interface of the host can be changed; a TAP whose machine has gone is therefore cleaned and used again.
+// spares are TAPs that wait for a machine. To delete a TAP takes the kernel tens of milliseconds in which no other interface of
+// the host can be changed; a TAP whose machine has gone is therefore cleaned and used again.
 //
 // # Why nothing of an earlier guest reaches a later one
 //
