@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/cradlevm/cradle/vm"
 	"golang.org/x/sys/unix"
@@ -119,11 +120,27 @@ func memoryFile(name string) (*os.File, error) {
 	return m, nil
 }
 
+// sealLimit is for how long seal tries.
+const sealLimit = 30 * time.Second
+
 // seal makes sure that nobody ever changes a memory file, whatever rights they have opened it with. A private mapping
 // may still be written to: nobody else sees that.
+//
+// The kernel refuses (EBUSY) as long as somebody holds one of the file's pages: he may be about to write to it. It waits for that by itself, but
+// for no more than 150 ms, and what holds pages may be the kernel's own housekeeping (compaction, DAMON's reclaim), which takes
+// longer on a busy host.
 func seal(m *os.File) error {
-	_, err := unix.FcntlInt(m.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL)
-	return err
+	const seals = unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
+	for begun := time.Now(); ; {
+		_, err := unix.FcntlInt(m.Fd(), unix.F_ADD_SEALS, seals)
+		if err == nil {
+			return nil
+		}
+		if err != unix.EBUSY || time.Since(begun) > sealLimit {
+			return fmt.Errorf("seal memory file %s: %w", m.Name(), err)
+		}
+		time.Sleep(pollStep)
+	}
 }
 
 // memoryCopy copies r into a memory file that everybody who holds it may open, and nobody may change.
