@@ -12,9 +12,6 @@ import (
 	"time"
 )
 
-// cloneRuns is how many clones are made of one source.
-const cloneRuns = 10
-
 // clone measures for how long the source of a clone stands still: a redis with some 256 MB in it.
 func clone(ctx context.Context, e env) (_ []row, err error) {
 	const name = "clone"
@@ -27,7 +24,7 @@ func clone(ctx context.Context, e env) (_ []row, err error) {
 		return nil, err
 	}
 	var pauses, whole sample
-	for range min(e.runs, cloneRuns) {
+	for range e.runs {
 		began := time.Now()
 		id, pause, err := cloneOf(ctx, socket(e, name), "source")
 		if err != nil {
@@ -128,7 +125,7 @@ func warm(ctx context.Context, e env) (_ []row, err error) {
 	if err := awaitWarm(ctx, filepath.Join(e.dir, name, "root", "warm")); err != nil {
 		return nil, err
 	}
-	results, err := race(ctx, min(e.runs, 10), warm, cold)
+	results, err := race(ctx, e.runs, warm, cold)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,9 @@ import (
 	"strings"
 )
 
+// crowdRuns is how often a crowd is started, at most: half a minute goes by until both sides have started and removed theirs.
+const crowdRuns = 10
+
 // crowd measures containers that are all started at the same moment, until each has answered.
 func crowd(ctx context.Context, e env) (rows []row, err error) {
 	ours, err := startCradle(ctx, e, "crowd") // with the pool that users get
@@ -30,7 +33,7 @@ func crowd(ctx context.Context, e env) (rows []row, err error) {
 	}
 	them := contestant{name: "ctr run -d", err: ctrErr, once: func(ctx context.Context) error { return theirCrowd(ctx, peer, image, e.crowd) }}
 	defer func() { err = errors.Join(err, removeCrowd(context.Background(), ours, peer)) }()
-	results, err := race(ctx, e.few, us, them)
+	results, err := race(ctx, min(e.runs, crowdRuns), us, them)
 	if err != nil {
 		return nil, err
 	}

@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	flags.StringVar(&e.images, "images", "out/images", "directory of the test images")
 	flags.StringVar(&e.containerd, "containerd", "", "directory of containerd, ctr and containerd-shim-runc-v2")
 	flags.StringVar(&e.runsc, "runsc", "", "path of runsc")
-	flags.IntVar(&e.runs, "n", 30, "runs of each measurement; those that take a minute are run 3 times at most")
+	flags.IntVar(&e.runs, "n", 30, "runs of each measurement; crowds are started 10 times at most, what takes a minute is run 3 times at most")
 	flags.IntVar(&e.lines, "lines", 500_000, "lines that a container prints (logs)")
 	flags.IntVar(&e.containers, "containers", 100, "containers under a daemon (memory)")
 	flags.IntVar(&e.crowd, "crowd", 150, "containers started at once (crowd)")
