@@ -1,8 +1,10 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -61,6 +63,32 @@ func TestBadTemplateFiles(t *testing.T) {
 			}
 			b.end(p, r)
 		})
+	}
+}
+
+// The image that sandboxes are warmed with is each daemon's own: one that a crash of the host has left empty would cost the pool for
+// good. What else lies about goes.
+func TestLayerIsMadeAnew(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	path := p.layer
+	b.close(p)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stray := filepath.Join(b.o.Dir, "noop-0.erofs")
+	for _, name := range []string{path, stray} {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.open()
+	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, whole) {
+		t.Errorf("the image has %d bytes, not %d: %v", len(now), len(whole), err)
+	}
+	if _, err := os.Lstat(stray); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a layer of an earlier version is left: %v", err)
 	}
 }
 

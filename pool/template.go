@@ -87,7 +87,7 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string, 
 		return nil, err
 	}
 	for _, e := range entries {
-		if !e.IsDir() {
+		if e.Name() == keyName {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())

@@ -41,11 +41,9 @@ type Warm struct {
 	Networks []api.NetworkRequest
 }
 
-// makeLayer writes the image to path, unless it is there: the program that does nothing, and the users that an image usually has.
+// makeLayer writes the image to path: the program that does nothing, and the users that an image usually has. What is there of an
+// earlier daemon's is not believed: whatever is wrong with it would be found by warmings that fail.
 func makeLayer(path string, form erofs.Form) error {
-	if _, err := os.Stat(path); err == nil {
-		return nil
-	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, dir := range []string{"bin", "dev", "etc", "proc", "sys", "tmp"} {
