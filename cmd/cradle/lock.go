@@ -15,25 +15,42 @@ import (
 
 const (
 	rootLockName = "lock"
+	runLockName  = "run.lock"
 
 	// lockPatience is how long a starting daemon waits for one that is just ending.
 	lockPatience = 20 * time.Second
 )
 
-// lockRoot makes this daemon the only one on c.Root. The lock file says who holds it: a holder that answers is
-// an error at once, one that is ending is waited for.
-func lockRoot(ctx context.Context, c daemonConfig) (*os.File, error) {
-	path := filepath.Join(c.Root, rootLockName)
+// lockPlaces makes this daemon the only one on c.Root and on c.Run: it ends what it finds there and does not know.
+func lockPlaces(ctx context.Context, c daemonConfig) (unlock func(), err error) {
+	root, err := lockDir(ctx, c.Root, rootLockName, c.Socket)
+	if err != nil {
+		return nil, err
+	}
+	run, err := lockDir(ctx, c.Run, runLockName, c.Socket)
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return func() {
+		_ = run.Close()
+		_ = root.Close()
+	}, nil
+}
+
+// lockDir takes the lock of a directory for the daemon that is to listen at socket. The lock file says who holds it: a holder
+// that answers is an error at once, one that is ending is waited for.
+func lockDir(ctx context.Context, dir, name, socket string) (*os.File, error) {
+	path := filepath.Join(dir, name)
 	lock, err := tryLock(path)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		if holder, ok := lockHolder(path); ok {
-			return nil, fmt.Errorf("another cradle daemon (%s) uses %s", holder, c.Root)
+			return nil, fmt.Errorf("another cradle daemon (%s) uses %s", holder, dir)
 		}
 		wait, cancel := context.WithTimeout(ctx, lockPatience)
 		defer cancel()
 		lock, err = waitLock(wait, path)
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("another cradle daemon uses %s and neither answers nor ends", c.Root)
+			err = fmt.Errorf("another cradle daemon uses %s and neither answers nor ends", dir)
 		}
 	}
 	if err != nil {
@@ -41,7 +58,7 @@ func lockRoot(ctx context.Context, c daemonConfig) (*os.File, error) {
 	}
 	err = lock.Truncate(0)
 	if err == nil {
-		_, err = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"+c.Socket+"\n"), 0)
+		_, err = lock.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"+socket+"\n"), 0)
 	}
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())

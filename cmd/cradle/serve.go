@@ -43,11 +43,11 @@ func serveDaemon(ctx context.Context, c daemonConfig, open openFunc) (err error)
 	if err := claimRun(c.Run, os.Geteuid()); err != nil {
 		return err
 	}
-	lock, err := lockRoot(ctx, c)
+	unlock, err := lockPlaces(ctx, c)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer unlock()
 
 	svc, err := open(ctx, c)
 	if err != nil {
