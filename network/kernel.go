@@ -30,7 +30,7 @@ type kernel struct {
 
 func newKernel(n *Networks, o Options) (*kernel, error) {
 	k := &kernel{Networks: n, lost: o.Lost, links: &links{tapPrefix: "ct" + n.tag + "-", alias: "cradle " + n.dir}, firewall: &firewall{"cradle-" + n.tag}}
-	k.spares = &spares{links: k.links, log: n.log, ahead: min(o.SpareTAPs, maxFree)}
+	k.spares = newSpares(k.links, n.log, o.SpareTAPs)
 	var err error
 	n.names.opener = k
 	if k.claims, err = newClaims(claimsDir, n.dir, n.log); err != nil {
@@ -261,8 +261,8 @@ func (n *Networks) MakeTAP(ctx context.Context) (string, error) {
 	return k.links.makeTAP()
 }
 
-// RemoveTAP takes a TAP back whose machine has gone, and the endpoint that has it. No interface has the name from then on or
-// soon after: the TAP is cleaned for another machine, which knows it by another name, or removed. Idempotent.
+// RemoveTAP removes a TAP whose machine has gone, and the endpoint that has it. The TAP passes nothing when RemoveTAP returns, and is
+// gone soon after. Idempotent.
 func (n *Networks) RemoveTAP(ctx context.Context, name string) error {
 	k, ok := n.path.(*kernel)
 	if !ok {
@@ -283,6 +283,6 @@ func (n *Networks) RemoveTAP(ctx context.Context, name string) error {
 	if err := k.links.disconnect(name); err != nil {
 		return err
 	}
-	k.spares.put(name)
+	k.spares.remove(name)
 	return nil
 }

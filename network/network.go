@@ -48,7 +48,7 @@ type Options struct {
 	Upstreams  []netip.AddrPort // resolvers to forward to; nil: the host's /etc/resolv.conf
 	Streams    bool             // endpoints are streams, as an ordinary user's always are
 	ResolvConf string           // empty: /etc/resolv.conf
-	SpareTAPs  int              // made before they are asked for; at most 32 are kept in any case
+	SpareTAPs  int              // made before they are asked for
 	// Lost, when not nil, is told of an endpoint whose TAP somebody has deleted, by its id, and again after a while unless it
 	// returns true. It may call methods.
 	Lost func(endpoint string) bool

@@ -203,7 +203,8 @@ func TestRuleCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	once(a, "udp", at)
-	if n := counts(); n.Rules[near] != c.Rules[near] || n.Rules[refused].Packets == 0 || len(n.Names) > 0 || n.Default.Packets != 0 {
+	// The last word of a connection may come after its end.
+	if n := counts(); n.Rules[near].Packets < c.Rules[near].Packets || n.Rules[refused].Packets == 0 || len(n.Names) > 0 || n.Default.Packets != 0 {
 		t.Errorf("after a change: %+v, %+v; before: %+v", n, n.Default, c)
 	}
 	h.reopen(ea.Sandbox, eb.Sandbox)

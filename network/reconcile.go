@@ -125,14 +125,13 @@ func (n *kernel) removeDead(live []string, r *Report) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// removeTAPs removes many at a time: most of what one takes is waiting, for the kernel to be sure that nobody uses it.
+// removeTAPs removes many at a time.
 func (n *kernel) removeTAPs(names []string, r *Report) error {
-	const atOnce = 32
 	var (
 		mu      sync.Mutex
 		errs    []error
 		running sync.WaitGroup
-		places  = make(chan struct{}, atOnce)
+		places  = make(chan struct{}, deletionsAtOnce)
 	)
 	for _, name := range names {
 		places <- struct{}{}
@@ -184,6 +183,8 @@ func (n *kernel) repair(r *Report, thorough bool) error {
 	if thorough {
 		errs = append(errs, n.repairFirewall(r))
 	}
+	_, release := n.spares.hold()
+	defer release()
 	taps, err := n.links.taps()
 	if err != nil {
 		return errors.Join(append(errs, err)...)

@@ -56,7 +56,7 @@ func (h *House) networks() []string {
 //	lease FILE              of the store of endpoints
 //	listen PROTO ADDR:PORT  a socket of the daemon's
 //
-// and one that begins with "!" for each thing that must not be. TAPs that are nobody's, down and pass nothing are spare.
+// and one that begins with "!" for each thing that must not be. TAPs that are nobody's, down and pass nothing are spare, or on their way out.
 func (h *House) Kernel() ([]string, error) {
 	links, err := h.linkLines()
 	if err != nil {
@@ -141,6 +141,9 @@ func tapLine(l netlink.Link, bridges map[int]string, pid int, guards *bpf.Guards
 	a := l.Attrs()
 	wrong := func(what string) { lines = append(lines, "!"+a.Name+" "+what) }
 	if !guards.Guarded(a.Index) {
+		if _, err := netlink.LinkByIndex(a.Index); errors.As(err, new(netlink.LinkNotFoundError)) {
+			return nil, nil // it was being deleted
+		}
 		wrong("is not guarded")
 	}
 	up, on := a.Flags&net.FlagUp != 0, a.MasterIndex != 0
