@@ -69,7 +69,7 @@ func (p *Pool) next(now time.Time) func() {
 			// which comes first, below
 		case have < want && filling < limit && (quiet || have == 0) && p.mayGrow(c.cost()):
 			w := c.lacking(want, now)
-			if w != nil && p.forking(c) && w.parent == nil {
+			if w != nil && p.forking(c) && !c.barren && w.parent == nil {
 				break // whose parent comes first, below
 			}
 			c.filling++
@@ -297,14 +297,17 @@ func (p *Pool) fill(c *class, epoch int, w *wish) {
 
 // make is fill up to where the sandbox is ready; nil when nothing came of it.
 func (p *Pool) make(c *class, w *wish) *Ready {
+	var r *Ready
 	if p.forking(c) {
-		return p.another(c, w)
+		r = p.another(c, w)
+	} else {
+		var t *template
+		var err error
+		if r, t, err = p.ready(c); err != nil {
+			p.discard(c, t, err)
+		}
 	}
-	r, t, err := p.ready(c)
-	if err != nil {
-		p.discard(c, t, err)
-	}
-	if r == nil || w == nil {
+	if r == nil || w == nil || r.Prepared != nil {
 		return r
 	}
 	p.mu.Lock()
@@ -318,11 +321,11 @@ func (p *Pool) make(c *class, w *wish) *Ready {
 	return r
 }
 
-// another makes a copy of a parent: w's, or that of the size. nil when nothing came of it.
+// another makes a copy of a parent: w's, or that of the size where wishes have none. nil when nothing came of it.
 func (p *Pool) another(c *class, w *wish) *Ready {
 	p.mu.Lock()
 	from := c.parent
-	if w != nil {
+	if w != nil && !c.barren {
 		from = w.parent
 	}
 	p.mu.Unlock()

@@ -44,6 +44,9 @@ func (p *Pool) parentless(c *class, now time.Time) func() {
 		p.providing = true
 		return func() { p.work.Go(func() { p.raise(c) }) }
 	}
+	if c.barren {
+		return nil
+	}
 	for _, w := range c.wishes {
 		if w.parent == nil && now.Sub(w.last) <= idleAfter && !w.failing(now) {
 			p.providing = true
@@ -111,6 +114,13 @@ func (p *Pool) raisePrepared(c *class, w *wish) {
 		return
 	}
 	r, err := p.spawn(p.ctx, c.Class, origin{source: from.source, token: from.config.Token, forkable: true})
+	if errors.Is(err, errors.ErrUnsupported) {
+		p.o.Log.Warn("virtual machines are prepared for images one by one, which takes longer than copying one that is", "reason", err)
+		p.mu.Lock()
+		c.barren = true
+		p.mu.Unlock()
+		return
+	}
 	if err != nil {
 		p.lost(c, from, err)
 		return

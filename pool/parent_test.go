@@ -154,6 +154,30 @@ func TestUnfreezable(t *testing.T) {
 	b.end(p, r)
 }
 
+// Where a copy cannot be a parent, what is prepared is so by itself, and the parent of all stays.
+func TestBarrenParent(t *testing.T) {
+	b := newCopying(t)
+	b.driver.Sterile()
+	p := b.filled()
+	parent := b.frozen(1)[0]
+	b.end(p, b.want(p, b.preparation("one")))
+	b.has(p, map[string]int{"one": 1, "": 1})
+	p.nudge()
+	b.await("the attempt to make a prepared parent", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.class(small).barren && !p.providing
+	})
+	if again := b.frozen(1)[0]; again != parent {
+		t.Error("the parent was made anew")
+	}
+	if r := b.want(p, b.preparation("one")); r.key() != "one" {
+		t.Errorf("took %+v; want one that is prepared", r)
+	} else {
+		b.end(p, r)
+	}
+}
+
 // Prepared parents go when nobody has wanted them for a while, and when memory is short.
 func TestPreparedParentsGo(t *testing.T) {
 	for name, cause := range map[string]func(*bench, *Pool){

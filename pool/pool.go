@@ -144,6 +144,7 @@ type class struct {
 	template *template  // nil: not loaded
 	parent   *parent    // nil: there is none
 	unforked bool       // it could not be frozen
+	barren   bool       // its copies cannot be parents
 	wanted   time.Time  // the last Take
 	demand   demand
 	failures int       // in a row

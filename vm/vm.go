@@ -74,8 +74,9 @@ type Config struct {
 	// Savable makes a VM without disks whose state a Snapshotter can save. Only drivers that are a Restorer take it.
 	Savable bool
 
-	// Forkable makes a VM whose copies, if Forker says that there can be any, may be other users', and Forkable. Its monitor is
-	// confined less than others are: nothing of a tenant's may run in it.
+	// Forkable makes a VM whose copies, if Forker says that there can be any, may be other users', and Forkable. Its monitor may
+	// become another user: nothing of a tenant's may be in it. A copy that is Forkable may not, before it is frozen, and may have
+	// a tenant's disks; nothing of a tenant's may run in it, for it is confined less than others where the caller is not root.
 	Forkable bool
 }
 
@@ -221,7 +222,8 @@ type Source interface {
 	// kinds and, unless it was Forkable, with the same UID and GID, if that was frozen; its Kernel (which does not boot); and its disks: the same serials, the writable ones over copies of the
 	// files as they were then (none after Snapshot). Savable, Initrd and Cmdline do not matter, nor does CodeCache after Freeze. The
 	// guest runs, also one that stood still.
-	// Errors: as Start; what the monitor said when it does not take the state. On error nothing is left behind.
+	// Errors: as Start; what the monitor said when it does not take the state; errors.ErrUnsupported where copies cannot be Forkable. On
+	// error nothing is left behind.
 	Restore(ctx context.Context, c Config) (VM, error)
 	// Close forgets the source; VMs restored from it go on.
 	Close() error

@@ -37,6 +37,7 @@ type Driver struct {
 	// forks and unfreezable are Copy's.
 	forks       bool
 	unfreezable error
+	sterile     bool // Sterile's
 	// deaf is how many connections nobody answers.
 	deaf int
 	// kills is what Kill waits for, if not nil.

@@ -2,6 +2,7 @@ package sandboxtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,6 +15,13 @@ func (d *Driver) Copy(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.forks, d.unfreezable = true, err
+}
+
+// Sterile makes copies that cannot be Forkable from here on: starting one fails with errors.ErrUnsupported.
+func (d *Driver) Sterile() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.sterile = true
 }
 
 // Forks implements vm.Forker.
@@ -68,6 +76,12 @@ func (f frozen) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 	defer f.m.mu.Unlock()
 	if f.m.ended {
 		return nil, vm.ErrExited
+	}
+	f.m.driver.mu.Lock()
+	sterile := f.m.driver.sterile
+	f.m.driver.mu.Unlock()
+	if c.Forkable && sterile {
+		return nil, fmt.Errorf("%w: Forkable", errors.ErrUnsupported)
 	}
 	var serials []string
 	for _, d := range c.Disks {

@@ -248,7 +248,7 @@ func (c *copied) makeEventfds() error {
 	return nil
 }
 
-// becomeUser changes the user, and drops all capabilities unless the copy is a parent.
+// becomeUser changes the user, and drops all capabilities; a parent's it puts out of effect.
 func (c *copied) becomeUser() error {
 	if gid := uint64(c.o.GID); gid != 0 {
 		if err := c.call(unix.SYS_SETGROUPS, 0, 0); err != nil {
@@ -263,16 +263,13 @@ func (c *copied) becomeUser() error {
 			return err
 		}
 	}
+	var caps capabilities
+	caps.header.Version = unix.LINUX_CAPABILITY_VERSION_3
 	if c.o.Parent {
-		return nil
+		caps = c.parent.caps
+		caps.enable(false)
 	}
-	// struct __user_cap_header_struct of linux/capability.h, then two of __user_cap_data_struct, all zero.
-	head := make([]byte, 8+2*12)
-	binary.LittleEndian.PutUint32(head, unix.LINUX_CAPABILITY_VERSION_3)
-	if err := c.put(0, head); err != nil {
-		return err
-	}
-	return c.call(unix.SYS_CAPSET, c.scratch, c.scratch+8)
+	return caps.set(c.threads[0], c.scratch)
 }
 
 // confine installs Options.Filter.

@@ -14,6 +14,10 @@
 // A parent's seccomp filter must let it make copies (clone), and them do what Options say, unless the caller may suspend it meanwhile
 // (CAP_SYS_ADMIN; Parent.Unfiltered).
 //
+// Copies that are other users take capabilities. A process that is to be a parent later need not be able to use them until it stands still: a copy with
+// Options.Parent holds them without effect (capabilities(7): permitted, not effective), and Seize puts them into effect. What keeps it from
+// doing so itself is its filter, which must deny capset(2), and everything else that changes them or its user.
+//
 // Every thread must be waiting in a system call that can be interrupted and made again with the same arguments, such as ppoll(2) and futex(2): the
 // caller must have brought the process to rest. Of the descriptors those of eventfds are made anew in each copy, with their counts. All
 // others, unless they are replaced, are shared with the parent as by fork(2), offsets and all. Memory that it would share with the parent, and could write to,
@@ -46,7 +50,7 @@ const maxFiles = 253
 
 // Options say how a copy differs from its parent. It is always in a session of its own.
 type Options struct {
-	// Parent makes a copy that can be a parent as well: it keeps capabilities.
+	// Parent makes a copy that can be a parent as well: it keeps capabilities, without effect.
 	Parent bool
 	// Files are the descriptors of the copy that are not the parent's, by number. They stay the caller's. At most 253.
 	Files map[int]*os.File

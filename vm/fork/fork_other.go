@@ -16,6 +16,9 @@ func Seize(int) (*Parent, error) { return nil, ErrUnsupported }
 // Unfiltered tells nothing.
 func (*Parent) Unfiltered() bool { return false }
 
+// Able tells nothing.
+func (*Parent) Able() bool { return false }
+
 // Close ends the parent.
 func (*Parent) Close() {}
 

@@ -24,6 +24,7 @@ type Parent struct {
 	closed     chan struct{}
 	close      func()
 	unfiltered bool
+	caps       capabilities
 	pidfd      int
 
 	// What follows belongs to the thread that serves.
@@ -52,6 +53,9 @@ func Seize(pid int) (*Parent, error) {
 
 // Unfiltered tells whether the parent's seccomp filter is of no effect until a copy is complete.
 func (p *Parent) Unfiltered() bool { return p.unfiltered }
+
+// Able tells whether the parent has capabilities: whether its copies may be other users.
+func (p *Parent) Able() bool { return p.caps.any() }
 
 // Close ends the parent. Its copies go on.
 func (p *Parent) Close() { p.close() }
@@ -151,8 +155,14 @@ func (p *Parent) seize(pid int) error {
 	if err := p.threads[0].hide(); err != nil {
 		return err
 	}
-	p.pidfd, err = unix.PidfdOpen(pid, 0)
-	return err
+	if p.pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+		return err
+	}
+	if err := p.empower(); err != nil { // last: it never runs again
+		unix.Close(p.pidfd)
+		return fmt.Errorf("put its capabilities into effect: %w", err)
+	}
+	return nil
 }
 
 // checkInstruction looks whether there is a system call where there must be one.

@@ -197,6 +197,10 @@ func (p *parent) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 	if !of.Forkable && (c.Forkable || c.UID != of.UID || c.GID != of.GID) {
 		return nil, fmt.Errorf("%w: UID, GID, Forkable: a copy of a VM that was not started Forkable is the same user's, and not Forkable", vm.ErrInvalid)
 	}
+	if c.Forkable && p.process.Able() && !p.process.Unfiltered() {
+		return nil, fmt.Errorf("%w: Forkable: nothing would keep the copy's monitor from becoming another user: its seccomp filter cannot be suspended (CAP_SYS_ADMIN)",
+			errors.ErrUnsupported)
+	}
 	if c.Savable {
 		return nil, fmt.Errorf("%w: Savable: a copy cannot be saved by Snapshot", vm.ErrInvalid)
 	}
@@ -246,10 +250,8 @@ func (p *parent) copy(c vm.Config, in *inputs, d *doors) (*process, error) {
 		copy(name, c.ID)
 		o.Memory = map[uint64][]byte{p.nameAt: name}
 	}
-	if c.Forkable {
-		o.Parent = true
-	} else {
-		o.Filter = copyFilter
+	if o.Filter = copyFilter; c.Forkable {
+		o.Parent, o.Filter = true, parentFilter(p.process.Unfiltered())
 	}
 	for i, d := range c.Disks {
 		for _, fd := range p.disks[d.Serial] {

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,6 +31,15 @@ func TestCopyFilter(t *testing.T) {
 		"clone":    func() { unix.RawSyscall(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0) },
 		"execve":   func() { unix.RawSyscall(unix.SYS_EXECVE, 0, 0, 0) },
 		"setuid":   func() { unix.RawSyscall(unix.SYS_SETUID, 1, 0, 0) },
+		"capset":   func() { unix.RawSyscall(unix.SYS_CAPSET, 0, 0, 0) },
+		"unshare":  func() { unix.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWUSER, 0, 0) },
+		"setns":    func() { unix.RawSyscall(unix.SYS_SETNS, 0, 0, 0) },
+		"signalfd": func() { unix.RawSyscall6(unix.SYS_SIGNALFD4, 0, 0, 8, 0, 0, 0) },
+		"socket": func() {
+			if _, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0); err != unix.EPERM {
+				os.Exit(3)
+			}
+		},
 		"tkill":    func() { unix.RawSyscall(unix.SYS_TKILL, uintptr(unix.Getpid()), 0, 0) },
 		"another":  func() { unix.RawSyscall(unix.SYS_KILL, uintptr(unix.Getppid()), 0, 0) },
 		"group":    func() { unix.RawSyscall(unix.SYS_KILL, 0, 0, 0) },
@@ -83,7 +93,7 @@ func TestCopyFilter(t *testing.T) {
 		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 		killed := status.Signaled() && status.Signal() == syscall.SIGSYS
 		switch name {
-		case "nothing", "getpid", "thread", "clone3", "itself", "limit", "descriptor", "tty", "io_uring":
+		case "nothing", "getpid", "thread", "clone3", "itself", "limit", "descriptor", "tty", "io_uring", "socket":
 			if err != nil {
 				t.Errorf("%s: %v %s", name, err, out)
 			}
@@ -133,23 +143,7 @@ func TestCopyIsConfined(t *testing.T) {
 		}
 		defer copied.Kill()
 		pid := copied.PID()
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		zero := "0000000000000000"
-		wants := []string{"CapInh:\t" + zero, "CapPrm:\t" + zero, "CapEff:\t" + zero, "CapAmb:\t" + zero, "NoNewPrivs:\t1", "Seccomp_filters:\t2",
-			"TracerPid:\t0", fmt.Sprintf("NSsid:\t%d", pid), "Groups:\t \n"}
-		if os.Geteuid() == 0 {
-			wants = append(wants, fmt.Sprintf("Uid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", own.UID), fmt.Sprintf("Gid:\t%[1]d\t%[1]d\t%[1]d\t%[1]d", own.GID))
-		} else {
-			wants = wants[:len(wants)-1]
-		}
-		for _, want := range wants {
-			if !strings.Contains(string(status), want+"\n") && !strings.Contains(string(status), want) {
-				t.Errorf("copy %d: no %q in its status:\n%s", i, want, status)
-			}
-		}
+		checkStatus(t, pid, own, 2)
 		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || !strings.Contains(string(line), "\x00-name\x00"+own.ID+"\x00") {
 			t.Errorf("copy %d is listed as %q (%v)", i, line, err)
 		}
@@ -158,6 +152,74 @@ func TestCopyIsConfined(t *testing.T) {
 				t.Errorf("copy %d shares %s", i, s)
 			}
 			seen[s] = true
+		}
+	}
+}
+
+// A copy that is going to be copied as well cannot become another user, though its copies can: it has no capability in effect, nor may it
+// put one into effect. Copies of it have none.
+func TestCopiedParentIsConfined(t *testing.T) {
+	c := guestConfig(t)
+	c.Forkable = true
+	if os.Geteuid() != 0 {
+		t.Skip("only root's copies are other users")
+	}
+	c.UID, c.GID = 1_900_123_400, 1_900_123_400
+	d := New(testOptions())
+	if !d.Forks(t.Context()) {
+		t.Skip("VMs cannot be copied here")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	machine, err := d.Start(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer machine.Kill()
+	for generation := uint32(1); generation <= 3; generation++ {
+		source, err := machine.(vm.Freezer).Freeze(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer source.Close()
+		own := c
+		own.Dir, own.Forkable = t.TempDir(), generation < 3
+		own.UID, own.GID = c.UID+generation, c.GID+generation
+		if machine, err = source.Restore(ctx, own); errors.Is(err, errors.ErrUnsupported) {
+			t.Skip(err)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		defer machine.Kill()
+		checkStatus(t, machine.PID(), own, 1+int(generation))
+	}
+}
+
+// checkStatus checks what the kernel says of a copy (proc(5)): all that concerns what it may do.
+func checkStatus(t *testing.T, pid int, c vm.Config, filters int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(line, ":")
+		status[key] = strings.Join(strings.Fields(value), " ")
+	}
+	none := fmt.Sprintf("%016x", 0)
+	wants := map[string]string{"CapInh": none, "CapPrm": none, "CapEff": none, "CapAmb": none, "NoNewPrivs": "1", "Seccomp_filters": strconv.Itoa(filters),
+		"TracerPid": "0", "NSsid": strconv.Itoa(pid)}
+	if os.Geteuid() == 0 {
+		uid, gid := fmt.Sprint(c.UID), fmt.Sprint(c.GID)
+		wants["Uid"], wants["Gid"], wants["Groups"] = strings.Join([]string{uid, uid, uid, uid}, " "), strings.Join([]string{gid, gid, gid, gid}, " "), ""
+		if c.Forkable {
+			wants["CapPrm"] = fmt.Sprintf("%016x", 1<<unix.CAP_SETUID|1<<unix.CAP_SETGID)
+		}
+	}
+	for key, want := range wants {
+		if status[key] != want {
+			t.Errorf("copy %d: %s is %q, want %q", pid, key, status[key], want)
 		}
 	}
 }
