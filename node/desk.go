@@ -199,10 +199,20 @@ func (c *ctr) resumeRun(ctx context.Context, r *run) error {
 	if err := r.vm.Resume(ctx); err != nil {
 		return err
 	}
+	c.mendClock(ctx, r.vm)
 	if err := r.vm.Freeze(ctx, c.id, false); err != nil {
 		return err
 	}
 	return c.changeIfUp(container.StateRunning)
+}
+
+// mendClock sets the clock of a machine that has stood still. A container with a wrong one is better than none.
+func (c *ctr) mendClock(ctx context.Context, machine *sandbox.Sandbox) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	if err := machine.SetClock(ctx); err != nil && !errors.Is(err, sandbox.ErrGone) && c.node.ctx.Err() == nil {
+		c.node.options.Log.Warn("set the clock of a machine that stood still", "container", c.id, "err", err)
+	}
 }
 
 // wakeUp makes the VM of a paused container run until sleepAgain.

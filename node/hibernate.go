@@ -85,10 +85,8 @@ func (c *ctr) hibernate(ctx context.Context, r *run, rec record) (err error) {
 		if e := r.vm.Resume(ctx); e != nil && !errors.Is(e, sandbox.ErrGone) {
 			err = errors.Join(err, e)
 		}
+		c.mendClock(ctx, r.vm)
 		err = errors.Join(err, c.goOn(ctx, r))
-		if e := r.vm.SetClock(ctx); e != nil {
-			n.options.Log.Warn("set the clock after a checkpoint", "container", c.id, "err", e)
-		}
 	}()
 	if err := r.vm.Freeze(ctx, c.id, true); err != nil {
 		return ending(c, err)

@@ -182,10 +182,11 @@ func (n *Node) resume(c *ctr, machine *sandbox.Sandbox) {
 	c.mu.Unlock()
 	n.running.Add(1)
 	c.adoptExecs(r)
-	if rec.Status == container.StateRunning { // a commit may have been cut short, and left it standing still
+	if rec.Status == container.StateRunning { // a commit, or its being saved, may have been cut short, and left it standing still
 		n.running.Add(1)
 		go func() {
 			defer n.running.Done()
+			c.mendClock(n.ctx, machine)
 			c.thaw(machine)
 		}()
 	}

@@ -134,9 +134,7 @@ func (c *ctr) checkpoint(ctx context.Context, r *run, rec record, still func(con
 			}
 		}
 		pause = time.Since(began)
-		if e := r.vm.SetClock(context.WithoutCancel(ctx)); e != nil && err == nil {
-			c.node.options.Log.Warn("set the clock after a checkpoint", "container", c.id, "err", e)
-		}
+		c.mendClock(context.WithoutCancel(ctx), r.vm)
 	}()
 	var frozen, stood, copied time.Time
 	saved, stop, err := r.vm.Checkpoint(ctx, func(ctx context.Context) error {
