@@ -80,7 +80,7 @@ func (n *Node) ContainerCreate(ctx context.Context, name string, platform *ocisp
 	if err := n.add(name, rec); err != nil {
 		return fail(err)
 	}
-	if why := n.coldReason(rec); why != "" {
+	if why := n.notWarm(ctx, rec); why != "" {
 		warnings = append(warnings, "The container does not start warm: "+why+".")
 	}
 	for _, b := range rec.fileBinds() {

@@ -186,7 +186,10 @@ func (c *ctr) closeLog() {
 
 // emit tells the event log of something that happened to the container.
 func (c *ctr) emit(action events.Action, extra map[string]string) {
-	r := c.snapshot()
+	c.node.emit(c.snapshot(), action, extra)
+}
+
+func (n *Node) emit(r record, action events.Action, extra map[string]string) {
 	attributes := map[string]string{"name": r.Name, "image": r.Config.Image}
 	for k, v := range r.Config.Labels {
 		attributes[k] = v
@@ -194,7 +197,7 @@ func (c *ctr) emit(action events.Action, extra map[string]string) {
 	for k, v := range extra {
 		attributes[k] = v
 	}
-	c.node.events.add(events.ContainerEventType, action, c.id, attributes)
+	n.events.add(events.ContainerEventType, action, r.ID, attributes)
 }
 
 // ContainerWait implements dockerapi.Backend.

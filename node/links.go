@@ -84,8 +84,11 @@ func (c *ctr) join(ctx context.Context, machine *sandbox.Sandbox, rec record, re
 // rejoin is join for a container that goes on from a saved one: its files are there, and change.
 func (c *ctr) rejoin(ctx context.Context, machine *sandbox.Sandbox, rec record, undo *undoStack) error {
 	links, files, err := c.attachAll(ctx, rec, undo)
-	if err != nil || len(links) == 0 {
-		return err
+	if err != nil {
+		return unrelated{err}
+	}
+	if len(links) == 0 {
+		return nil
 	}
 	return c.joined(ctx, machine, links, []api.ContainerFiles{{ID: c.id, Files: files}})
 }

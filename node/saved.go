@@ -234,6 +234,13 @@ func (n *Node) read(ctx context.Context, m savedManifest, dir, scratch string) (
 	return &savedRun{saved: saved, config: m.Config, guest: m.Guest}, nil
 }
 
+// unrelated is what keeps a container from going on from a saved one and says nothing about what was saved: any other start, too, would lack it.
+type unrelated struct{ error }
+
+func (e unrelated) Unwrap() error { return e.error }
+
+func isUnrelated(err error) bool { return errors.As(err, new(unrelated)) }
+
 // revival says how a container goes on from a savedRun.
 type revival struct {
 	// same: it is the one that was saved. Else it gets an identity of its own.
@@ -251,7 +258,7 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 	}
 	if !how.same {
 		if err := c.beginLog(known.OutputEnd, how.all); err != nil {
-			return nil, err
+			return nil, unrelated{err}
 		}
 	}
 	if err := c.rejoin(ctx, machine, c.snapshot(), undo); err != nil {
@@ -273,7 +280,7 @@ func (c *ctr) resurrect(ctx context.Context, from *savedRun, how revival, steps 
 	}
 	p, err := c.prepare(ctx, rec, request)
 	if err != nil {
-		return nil, known, err
+		return nil, known, unrelated{err}
 	}
 	config := p.config
 	config.VM.CPUs, config.VM.Memory = from.config.VM.CPUs, from.config.VM.Memory
@@ -285,7 +292,7 @@ func (c *ctr) resurrect(ctx context.Context, from *savedRun, how revival, steps 
 		config.VM.UID = from.config.VM.UID
 	}
 	if config, err = c.claim(config, undo); err != nil {
-		return nil, known, err
+		return nil, known, unrelated{err}
 	}
 	steps.done("disks")
 	machine, err := sandbox.Restore(ctx, from.source(), config, from.config.Token)

@@ -60,14 +60,10 @@ func (n *Node) makeShadow(key string, source record) {
 	case err != nil:
 		log.Warn("make warm image", "err", err)
 		n.warmth.fail(key, err)
-		if c, e := n.find(source.ID); e == nil {
-			c.emit("warm_failed", map[string]string{"reason": clean(err.Error())})
-		}
+		n.emit(source, "warm_failed", map[string]string{"reason": clean(err.Error())}) // also where it has gone meanwhile
 	default:
 		log.Info("warm image made", "took", time.Since(began).Round(time.Millisecond))
-		if c, e := n.find(source.ID); e == nil {
-			c.emit(events.Action("warm"), nil)
-		}
+		n.emit(source, events.Action("warm"), nil)
 		if err := n.warmth.evict(key); err != nil {
 			log.Error("evict warm images", "err", err)
 		}

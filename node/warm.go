@@ -2,34 +2,19 @@ package node
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/moby/moby/api/types/container"
-
 	"github.com/cradlevm/cradle/image"
-	"github.com/cradlevm/cradle/node/runspec"
 	"github.com/cradlevm/cradle/sandbox"
 	"github.com/cradlevm/cradle/snapshot"
-)
-
-// Labels of containers that start warm: from a shadow, which has run what they run until it was ready.
-const (
-	warmLabel      = "dev.cradle.warm"       // "true"
-	warmReadyLabel = "dev.cradle.warm.ready" // a command for /bin/sh that succeeds once it is ready
-	warmAfterLabel = "dev.cradle.warm.after" // else, without a healthcheck: how long it must have been quiet
 )
 
 // Bounds of what is kept.
@@ -51,8 +36,9 @@ type warmManifest struct {
 
 // warmth is the warm images that there are. A failed shadow leaves a file KEY.failed, which says why.
 type warmth struct {
-	dir    string
-	making chan struct{} // held by the one who makes a shadow
+	dir      string
+	maxBytes int64         // that they may take on the disk together
+	making   chan struct{} // held by the one who makes a shadow
 
 	mu       sync.Mutex
 	wanted   map[string]bool // keys whose shadows are being made
@@ -81,7 +67,7 @@ func openWarmth(dir string) (*warmth, error) {
 	if err := sweepFailures(dir); err != nil {
 		return nil, fmt.Errorf("open warm images: %w", err)
 	}
-	return &warmth{dir: dir, making: make(chan struct{}, 1), wanted: map[string]bool{}, uncopied: map[string]bool{}}, nil
+	return &warmth{dir: dir, maxBytes: maxWarmBytes, making: make(chan struct{}, 1), wanted: map[string]bool{}, uncopied: map[string]bool{}}, nil
 }
 
 func (w *warmth) path(key string) string { return filepath.Join(w.dir, key) }
@@ -126,7 +112,7 @@ func recent(fi fs.FileInfo) bool {
 // want reports whether a shadow is to be made for key, and that it is from now on: not while another is, nor soon after
 // one has failed.
 func (w *warmth) want(key string) bool {
-	if fi, err := os.Stat(w.failure(key)); err == nil && recent(fi) {
+	if why, _ := w.failed(key); why != "" {
 		return false
 	}
 	w.mu.Lock()
@@ -149,6 +135,19 @@ func (w *warmth) busy() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.wanted) > 0
+}
+
+// failed tells why the shadow of key came to nothing, and when, as long as that keeps it from being made again; empty when it does not.
+func (w *warmth) failed(key string) (why string, at time.Time) {
+	fi, err := os.Stat(w.failure(key))
+	if err != nil || !recent(fi) {
+		return "", at
+	}
+	text, err := os.ReadFile(w.failure(key))
+	if err != nil || len(text) == 0 {
+		return "nobody knows why", fi.ModTime()
+	}
+	return clean(strings.TrimSpace(string(text))), fi.ModTime()
 }
 
 // fail remembers that the shadow of key came to nothing.
@@ -268,7 +267,7 @@ func (w *warmth) evict(key string) error {
 	}
 	slices.SortFunc(all, func(a, b image) int { return a.used.Compare(b.used) })
 	errs := []error{sweepFailures(w.dir)}
-	for left := len(all); len(all) > 0 && (left > maxWarmImages || total > maxWarmBytes); all = all[1:] {
+	for left := len(all); len(all) > 0 && (left > maxWarmImages || total > w.maxBytes); all = all[1:] {
 		if all[0].key != key {
 			errs = append(errs, w.forget(all[0].key))
 			left--
@@ -296,86 +295,6 @@ func (n *Node) forgetWarmOfGone() {
 			n.options.Log.Error("remove warm image", "err", err)
 		}
 	}
-}
-
-// secretName finds names of variables whose values no warm image may hold.
-var secretName = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`(?i)passw|secret|token|credential|private|api_?key|access_?key|_key$|^key$|auth|cookie|dsn$`)
-})
-
-// coldReason says why a container that wants to start warm cannot; empty when it can, or does not want to.
-func (n *Node) coldReason(rec record) string {
-	if rec.Config.Labels[warmLabel] != "true" {
-		return ""
-	}
-	if text := rec.Config.Labels[warmAfterLabel]; text != "" {
-		if d, err := time.ParseDuration(text); err != nil || d <= 0 || d > shadowLimit {
-			return fmt.Sprintf("%s is no duration up to %v", strconv.Quote(text), shadowLimit)
-		}
-	}
-	if rec.Dir != "" {
-		return "it runs from a summoned directory"
-	}
-	if rec.HostConfig.NetworkMode.IsContainer() {
-		return "it shares another container's virtual machine"
-	}
-	if list := rec.fileBinds(); len(list) > 0 {
-		return "it has the file " + list[0].Source + " of the host's, which may be a secret"
-	}
-	if list := rec.namedVolumes(); len(list) > 0 {
-		return "it has the volume " + list[0].Name
-	}
-	img, err := n.options.Images.Get(rec.ImageID)
-	if err != nil {
-		return "" // its start says so
-	}
-	for _, pair := range rec.Config.Env {
-		name, _, _ := strings.Cut(pair, "=")
-		if secretName().MatchString(name) && !slices.Contains(img.Config.Config.Env, pair) {
-			return fmt.Sprintf("its environment has %s, which may be a secret: none goes into a warm image", strconv.Quote(name))
-		}
-	}
-	return ""
-}
-
-// warmKey names all that what a container does depends on, but for who it is; empty when it is not to start warm. Only
-// the first start of a container can be: afterwards its disk is its own.
-func (c *ctr) warmKey(ctx context.Context, rec record) string {
-	n := c.node
-	if n.warmth == nil || rec.Config.Labels[warmLabel] != "true" || n.coldReason(rec) != "" {
-		return ""
-	}
-	if _, err := os.Stat(filepath.Join(c.dir(), scratchName)); !errors.Is(err, fs.ErrNotExist) {
-		return ""
-	}
-	f, err := n.form(ctx)
-	if err != nil {
-		return ""
-	}
-	config, host := rec.Config, rec.HostConfig
-	config.Hostname, config.Image = "", ""
-	config.AttachStdin, config.AttachStdout, config.AttachStderr = false, false, false
-	config.Labels = map[string]string{}
-	for _, label := range []string{warmReadyLabel, warmAfterLabel} {
-		config.Labels[label] = rec.Config.Labels[label]
-	}
-	host.AutoRemove, host.RestartPolicy, host.LogConfig = false, container.RestartPolicy{}, container.LogConfig{}
-	host.PortBindings, host.PublishAllPorts, config.ExposedPorts = nil, false, nil // which no guest is told of
-	host.ContainerIDFile, host.ConsoleSize = "", [2]uint{}
-	cpus, memory := runspec.VMSize(&rec.HostConfig, n.settings)
-	b, err := json.Marshal(struct {
-		Form   form
-		Image  string
-		Config container.Config
-		Host   container.HostConfig
-		CPUs   int
-		Memory int64
-	}{f, rec.ImageID, config, host, cpus, memory})
-	if err != nil {
-		return ""
-	}
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:16])
 }
 
 // loadWarm returns the warm image of a key, for use until give. fs.ErrNotExist when there is none.
@@ -412,7 +331,7 @@ func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *un
 	n := c.node
 	log := n.options.Log.With("container", c.id)
 	machine, frozen, err := c.tryWarm(ctx, key, steps, undo)
-	if err != nil && frozen && ctx.Err() == nil {
+	if err != nil && frozen && ctx.Err() == nil && !isUnrelated(err) {
 		log.Warn("copy warm virtual machine; restoring it", "err", err)
 		n.warmth.restoreOnly(key)
 		n.warmth.unload(key)
@@ -424,11 +343,15 @@ func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *un
 		}
 		return machine
 	}
-	if _, there := os.Stat(n.warmth.path(key)); ctx.Err() == nil && there == nil { // else it says nothing about the image, or there is none
-		log.Warn("start from warm image; starting cold", "err", err)
-		if err := n.warmth.forget(key); err != nil {
-			log.Error("remove warm image", "err", err)
-		}
+	if _, there := os.Stat(n.warmth.path(key)); ctx.Err() != nil || there != nil { // it says nothing about the image, or there is none
+		return nil
+	}
+	log.Warn("start from warm image; starting cold", "err", err)
+	if isUnrelated(err) {
+		return nil
+	}
+	if err := n.warmth.forget(key); err != nil {
+		log.Error("remove warm image", "err", err)
 	}
 	return nil
 }
@@ -453,15 +376,15 @@ func (c *ctr) tryWarm(ctx context.Context, key string, steps *phases, undo *undo
 
 func (c *ctr) warmUp(ctx context.Context, key string, i *warmImage, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
 	if err := os.MkdirAll(c.dir(), 0o711); err != nil {
-		return nil, err
+		return nil, unrelated{err}
 	}
 	undo.push("disk", func() error { return os.RemoveAll(filepath.Join(c.dir(), scratchName)) })
 	if err := c.copyScratch(ctx, fmt.Sprintf("/proc/self/fd/%d", i.disk.Fd())); err != nil {
-		return nil, err
+		return nil, unrelated{err}
 	}
 	now := time.Now()
 	if err := os.Chtimes(filepath.Join(c.node.warmth.path(key), snapshot.ManifestName), now, now); err != nil {
-		return nil, err
+		return nil, unrelated{err}
 	}
 	return c.revive(ctx, i.from, revival{all: true}, steps, undo)
 }
