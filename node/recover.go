@@ -41,7 +41,7 @@ func (n *Node) recover(ctx context.Context) error {
 	if err := n.scratch.Clean(); err != nil {
 		return fmt.Errorf("sweep: %w", err)
 	}
-	if err := n.sweep(ctx); err != nil {
+	if err := n.sweep(); err != nil {
 		return err
 	}
 	if err := n.holdSnapshots(); err != nil {
@@ -252,7 +252,7 @@ func (n *Node) settle(c *ctr, cut bool) {
 
 // sweep removes directories that no record names, and ends the VMs in them: what a crash left between making a thing and
 // recording it, and what the pool had ready.
-func (n *Node) sweep(ctx context.Context) error {
+func (n *Node) sweep() error {
 	owned := map[string]bool{}
 	for _, c := range n.all() {
 		owned[c.id] = true
@@ -272,7 +272,7 @@ func (n *Node) sweep(ctx context.Context) error {
 			}
 			n.options.Log.Info("remove what no container owns", "path", filepath.Join(parent, e.Name()))
 			if parent == machines { // the pool's, whose VMs no record names
-				if err := sandbox.End(ctx, n.options.Driver, filepath.Join(parent, e.Name())); err != nil {
+				if err := n.options.Driver.End(filepath.Join(parent, e.Name())); err != nil {
 					n.options.Log.Error("end virtual machine", "dir", e.Name(), "err", err)
 					continue
 				}

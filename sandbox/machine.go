@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"sync"
 
 	"github.com/cradlevm/cradle/api"
@@ -83,20 +82,4 @@ func (s *Sandbox) Source(ctx context.Context) (vm.Source, error) {
 	}
 	s.Disconnect()
 	return v.Freeze(ctx)
-}
-
-// End ends the VM, if one runs, whose runtime directory is dir and of which nothing else is known.
-func End(ctx context.Context, driver vm.Driver, dir string) error {
-	// What a VM was made of does not matter for finding it, but must be something that can be.
-	machine, err := driver.Attach(ctx, vm.Config{ID: filepath.Base(dir), Dir: dir, CPUs: 1, Memory: vm.MinMemory, Kernel: "none"})
-	switch {
-	case errors.Is(err, vm.ErrExited):
-		return nil
-	case err != nil:
-		return fmt.Errorf("find virtual machine: %w", err)
-	}
-	if err := machine.Kill(); err != nil {
-		return fmt.Errorf("kill virtual machine: %w", err)
-	}
-	return nil
 }

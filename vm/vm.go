@@ -108,6 +108,9 @@ type Driver interface {
 	// Attach takes over a VM that an earlier process started with the same c and whose monitor still runs.
 	// ErrExited when it does not.
 	Attach(ctx context.Context, c Config) (VM, error)
+	// End ends the VM, the hard way, whose Config.Dir is dir and of which nothing else is known, and returns when its monitor
+	// has gone. The monitor need not answer. nil when there is no VM.
+	End(dir string) error
 	// Accel says which accelerator AccelAuto means on this machine (AccelKVM or AccelTCG) and, for a person,
 	// why in one line.
 	Accel(ctx context.Context) (accel, why string)

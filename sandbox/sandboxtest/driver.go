@@ -138,6 +138,17 @@ func (d *Driver) Attach(ctx context.Context, c vm.Config) (vm.VM, error) {
 	return nil, vm.ErrExited
 }
 
+// End implements vm.Driver. It needs no answer: Lose is of no effect on it.
+func (d *Driver) End(dir string) error {
+	d.mu.Lock()
+	m := d.machines[dir]
+	d.mu.Unlock()
+	if m != nil {
+		m.Die(nil)
+	}
+	return nil
+}
+
 // Accel implements vm.Driver.
 func (*Driver) Accel(context.Context) (accel, why string) { return vm.AccelTCG, "a test" }
 

@@ -264,3 +264,23 @@ func (d *Driver) attach(ctx context.Context, c vm.Config) (*machine, error) {
 	removeTraces(c.Dir)
 	return nil, err
 }
+
+// End implements vm.Driver.
+func (d *Driver) End(dir string) error {
+	proc, err := findProcess(dir)
+	switch {
+	case errors.Is(err, vm.ErrExited):
+	case err != nil:
+		return fmt.Errorf("find the VM of %s: %w", dir, err)
+	default:
+		defer proc.close()
+		if err := proc.kill(); err != nil {
+			return fmt.Errorf("kill the VM of %s (process %d): %w", dir, proc.pid, err)
+		}
+		if !proc.ended(int(killLimit.Milliseconds())) {
+			return fmt.Errorf("kill the VM of %s: process %d does not go; it is stuck in the kernel", dir, proc.pid)
+		}
+	}
+	removeTraces(dir)
+	return nil
+}

@@ -203,4 +203,18 @@ func (s *suite) testAttach(t *testing.T) {
 		t.Errorf("Attach to a VM that has ended: %v, want ErrExited", err)
 	}
 	checkLeft(t, c.Dir)
+
+	// One that nobody has a use for is ended, be it that its monitor does not answer any more.
+	pid = startElsewhere(t, order{Config: c})
+	syscall.Kill(pid, syscall.SIGSTOP)
+	for range 2 { // the second time there is none
+		if err := s.driver.End(c.Dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if runs(pid) {
+		t.Errorf("process %d runs after its end", pid)
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	checkLeft(t, c.Dir)
 }
