@@ -39,12 +39,12 @@ func (p *Pool) next(now time.Time) func() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	order := p.byDemand()
-	if do := p.giveBack(order, now); do != nil {
-		return do
-	}
 	// A start in progress, and what it has just started, come first. Only where the next start would find nothing is
 	// one made beside it.
 	quiet := p.starting == 0 && now.Sub(p.started) >= grace
+	if do := p.giveBack(order, now, quiet); do != nil {
+		return do
+	}
 	limit := 1
 	if quiet {
 		limit = runtime.NumCPU()
@@ -118,11 +118,12 @@ func (p *Pool) target(c *class, now time.Time) int {
 
 // giveBack decides what to end: what nobody has wanted for a while, what is more than is wanted, and, where memory is
 // short, what was wanted the longest ago. p.mu is held.
-func (p *Pool) giveBack(order []*class, now time.Time) func() {
+func (p *Pool) giveBack(order []*class, now time.Time, quiet bool) func() {
 	short := p.short()
 	for _, c := range slices.Backward(order) {
 		want := p.target(c, now)
 		idle := c.wanted.IsZero() || now.Sub(c.wanted) > idleAfter
+		overtaken := p.overtaken(c, want, now, quiet)
 		switch {
 		case want == 0 && idle && (len(c.ready) > 0 || c.template != nil) && c.filling == 0:
 			return func() { p.drain(c) }
@@ -132,8 +133,8 @@ func (p *Pool) giveBack(order []*class, now time.Time) func() {
 				i = len(c.ready) - 1
 			}
 			return p.ending(c, i)
-		case c.overtaken(want, now) >= 0:
-			return p.ending(c, c.overtaken(want, now))
+		case overtaken >= 0:
+			return p.ending(c, overtaken)
 		case short && c.template != nil && c.filling == 0 && c != order[0]:
 			return func() { p.drain(c) }
 		case short:

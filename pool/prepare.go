@@ -152,14 +152,22 @@ func (c *class) surplus(want int, now time.Time) int {
 	return -1
 }
 
-// overtaken finds a prepared one whose place another wish should have; -1 when there is none. p.mu is held.
-func (c *class) overtaken(want int, now time.Time) int {
+// overtaken finds one whose place a wish should have; -1 when there is none. One that is prepared does not give way as long as it was
+// wanted a short time ago, one that is not until another can be made at once: while quiet, and from a parent if that is how. p.mu is held.
+func (p *Pool) overtaken(c *class, want int, now time.Time, quiet bool) int {
 	if len(c.ready)+c.filling < want {
 		return -1
 	}
 	i := c.surplus(want, now)
-	if i < 0 || c.ready[i].Prepared == nil {
+	if i < 0 {
 		return -1
+	}
+	if c.ready[i].Prepared == nil {
+		w := c.lacking(want, now)
+		if w == nil || !quiet || p.forking(c) && w.parent == nil || !p.mayGrow(c.cost()) {
+			return -1
+		}
+		return i
 	}
 	j := slices.IndexFunc(c.wishes, func(w *wish) bool { return w.Key == c.ready[i].key() })
 	if j >= 0 && now.Sub(c.wishes[j].last) < keepPrepared {

@@ -166,6 +166,27 @@ func TestPreparedFollowsDemand(t *testing.T) {
 	b.has(p, map[string]int{"one": 1, "other": 2, "": 1})
 }
 
+// What was made ready before anybody wanted anything gives way, but for one, to as many as are wanted at a time: copies take less than
+// one that is not prepared, which so would never be taken.
+func TestPlainOnesGiveWay(t *testing.T) {
+	t.Run("restored", func(t *testing.T) { testPlainOnesGiveWay(t, newBench(t)) })
+	t.Run("copied", func(t *testing.T) { testPlainOnesGiveWay(t, newCopying(t)) })
+}
+
+func testPlainOnesGiveWay(t *testing.T, b *bench) {
+	b.o.Settings = Settings{Min: 4, Max: 4, Memory: 1 << 40}
+	p := b.open()
+	b.start(p)
+	b.settled(p, 4)
+	one := b.preparation("one")
+	for range 3 {
+		if r := b.want(p, one); r != nil {
+			b.end(p, r)
+		}
+	}
+	b.has(p, map[string]int{"one": 3, "": 1})
+}
+
 // An image that has been removed is not held by what was prepared for it.
 func TestRevise(t *testing.T) {
 	b := newBench(t)
