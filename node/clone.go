@@ -49,9 +49,9 @@ func (n *Node) ContainerClone(ctx context.Context, name string, o CloneOptions) 
 		return report, err
 	}
 	defer n.running.Done()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
-	defer cancel()
-	defer context.AfterFunc(n.ctx, cancel)()
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(n.ctx, func() { cancel(errClosing) })()
 	clones, err := n.addClones(c.snapshot(), o)
 	defer func() {
 		for _, clone := range clones {
@@ -125,6 +125,8 @@ func (n *Node) addSaved(source record, name string, labels map[string]string) (*
 
 // fork saves the container, which goes on, and copies its disk to scratch.
 func (c *ctr) fork(ctx context.Context, scratch string) (*savedRun, time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
 	c.op.Lock()
 	defer c.op.Unlock()
 	r, rec, err := c.savable()
@@ -140,7 +142,9 @@ func (c *ctr) fork(ctx context.Context, scratch string) (*savedRun, time.Duratio
 func (n *Node) goOnAll(ctx context.Context, clones []*ctr, from *savedRun, disk string) error {
 	lacking := clones[1:]
 	if len(clones) > 1 && n.raises(ctx) {
-		raised, held, err := n.raise(ctx, clones[0].snapshot(), from, disk, false)
+		limited, cancel := context.WithTimeout(ctx, startLimit)
+		raised, held, err := n.raise(limited, clones[0].snapshot(), from, disk, false)
+		cancel()
 		if err != nil {
 			n.options.Log.Debug("clones are restored", "reason", err)
 		} else {
@@ -158,27 +162,47 @@ func (n *Node) goOnAll(ctx context.Context, clones []*ctr, from *savedRun, disk 
 			return err
 		}
 	}
+	starting, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
 	errs := make([]error, len(clones))
 	var all sync.WaitGroup
 	for i, clone := range clones {
-		all.Go(func() { errs[i] = clone.goOnFrom(ctx, from, revival{}) })
+		all.Go(func() {
+			if errs[i] = clone.goOnFrom(starting, from, revival{}); errs[i] != nil {
+				stop(errs[i]) // none of them is to be left, so the rest need not come to run
+			}
+		})
 	}
 	all.Wait()
-	return errors.Join(errs...)
+	switch {
+	case errors.Join(errs...) == nil:
+		return nil
+	case len(clones) == 1:
+		return errs[0]
+	}
+	return fmt.Errorf("none of the %d clones is left, because one did not come to run: %w", len(clones), context.Cause(starting))
 }
 
-// goOnFrom starts a container that has its copy of the disk from what was saved. op is held.
+// goOnFrom starts a container that has its copy of the disk from what was saved, in its turn. op is held.
 func (c *ctr) goOnFrom(ctx context.Context, from *savedRun, how revival) (err error) {
 	if c.node.pool != nil {
 		defer c.node.pool.Begin()()
 	}
+	steps := newPhases()
+	leave, err := c.node.gate.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	steps.done("queue")
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
 	var undo undoStack
 	defer func() {
 		if err != nil {
 			undo.run(c.node.options.Log.With("container", c.id))
 		}
 	}()
-	steps := newPhases()
 	machine, err := c.revive(ctx, from, how, steps, &undo)
 	if err != nil {
 		return err

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 
@@ -237,8 +239,13 @@ func TestCloneFails(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {
 				id := h.remembering("one", "42")
 				set(h, id)
-				if _, err := h.ContainerClone(context.Background(), "one", CloneOptions{Count: 3}); err == nil {
-					t.Error("it works")
+				_, err := h.ContainerClone(context.Background(), "one", CloneOptions{Count: 3})
+				if err == nil {
+					t.Fatal("it works")
+				}
+				atStart := !slices.Contains([]string{"checkpoint", "freeze", "disk"}, name)
+				if told := strings.Contains(err.Error(), "none of the 3 clones is left"); told != atStart || strings.Contains(err.Error(), "\n") {
+					t.Errorf("it says: %v", err)
 				}
 				h.driver.Fault(nil)
 				synctest.Wait()
@@ -268,6 +275,30 @@ func onFrozen(f func(*sandboxtest.Machine, *wire.Call)) func(*sandboxtest.Machin
 		f(m, c)
 		return true
 	}
+}
+
+// Many clones come to run in turns, as many starts do: none of them runs out of its time because of the others.
+func TestCloneMany(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		h.run("one", "sleep")
+		var now, most atomic.Int32
+		h.driver.Fault(func(_ *sandboxtest.Machine, c *wire.Call) bool {
+			if c.Method == api.MethodIdentify {
+				most.Store(max(most.Load(), now.Add(1)))
+				time.Sleep(turnLimit - time.Second)
+				now.Add(-1)
+			}
+			return false
+		})
+		const many = 200
+		report, err := h.ContainerClone(context.Background(), "one", CloneOptions{Count: many})
+		if err != nil || len(report.IDs) != many {
+			t.Fatalf("%d clones, %v", len(report.IDs), err)
+		}
+		if limit := int32(cap(h.gate.turns)); most.Load() > limit {
+			t.Errorf("%d begin at once, and not %d", most.Load(), limit)
+		}
+	})
 }
 
 // A container whose process ends in the midst of being cloned is not cloned.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/cradlevm/cradle/api"
@@ -36,7 +37,13 @@ func TestHibernate(t *testing.T) {
 		}
 		_, err := h.ContainerClone(ctx, "one", CloneOptions{Count: 1})
 		wantConflict(t, err)
+		if err == nil || !strings.Contains(err.Error(), "hibernated") {
+			t.Errorf("a clone: %v", err)
+		}
 		wantConflict(t, h.ContainerSaveState(ctx, "one"))
+		if _, err := h.ContainerUpdate(ctx, "one", container.UpdateConfig{Resources: container.Resources{CPUShares: 3}}); !cerrdefs.IsConflict(err) {
+			t.Errorf("an update, of which what was saved would know nothing: %v", err)
+		}
 		if _, err := h.ContainerStatPath(ctx, "one", "/"); err == nil || !strings.Contains(err.Error(), "hibernated") {
 			t.Errorf("its files: %v", err)
 		}

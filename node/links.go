@@ -85,7 +85,7 @@ func (c *ctr) join(ctx context.Context, machine *sandbox.Sandbox, rec record, re
 func (c *ctr) rejoin(ctx context.Context, machine *sandbox.Sandbox, rec record, undo *undoStack) error {
 	links, files, err := c.attachAll(ctx, rec, undo)
 	if err != nil {
-		return unrelated{err}
+		return hostError{err}
 	}
 	if len(links) == 0 {
 		return nil

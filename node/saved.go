@@ -107,6 +107,8 @@ func (c *ctr) savable() (*run, record, error) {
 		return nil, rec, conflict("container %s shares the virtual machine of another container: it cannot be saved alone", c.id)
 	case len(rec.namedVolumes()) > 0: // what is saved would go on beside whoever writes to the volume next
 		return nil, rec, conflict("container %s has the volume %s, and cannot be saved or cloned", c.id, rec.namedVolumes()[0].Name)
+	case rec.Hibernated:
+		return nil, rec, conflict("container %s is hibernated, let it go on first", c.id)
 	case r == nil || rec.Status != container.StateRunning || rec.Sandbox == nil:
 		return nil, rec, conflict("container %s is not running", c.id)
 	}
@@ -234,12 +236,12 @@ func (n *Node) read(ctx context.Context, m savedManifest, dir, scratch string) (
 	return &savedRun{saved: saved, config: m.Config, guest: m.Guest}, nil
 }
 
-// unrelated is what keeps a container from going on from a saved one and says nothing about what was saved: any other start, too, would lack it.
-type unrelated struct{ error }
+// hostError is what keeps a container from going on from a saved one and says nothing about what was saved: any other start, too, would lack it.
+type hostError struct{ error }
 
-func (e unrelated) Unwrap() error { return e.error }
+func (e hostError) Unwrap() error { return e.error }
 
-func isUnrelated(err error) bool { return errors.As(err, new(unrelated)) }
+func isHostError(err error) bool { return errors.As(err, new(hostError)) }
 
 // revival says how a container goes on from a savedRun.
 type revival struct {
@@ -258,7 +260,7 @@ func (c *ctr) revive(ctx context.Context, from *savedRun, how revival, steps *ph
 	}
 	if !how.same {
 		if err := c.beginLog(known.OutputEnd, how.all); err != nil {
-			return nil, unrelated{err}
+			return nil, hostError{err}
 		}
 	}
 	if err := c.rejoin(ctx, machine, c.snapshot(), undo); err != nil {
@@ -280,7 +282,7 @@ func (c *ctr) resurrect(ctx context.Context, from *savedRun, how revival, steps 
 	}
 	p, err := c.prepare(ctx, rec, request)
 	if err != nil {
-		return nil, known, unrelated{err}
+		return nil, known, hostError{err}
 	}
 	config := p.config
 	config.VM.CPUs, config.VM.Memory = from.config.VM.CPUs, from.config.VM.Memory
@@ -292,7 +294,7 @@ func (c *ctr) resurrect(ctx context.Context, from *savedRun, how revival, steps 
 		config.VM.UID = from.config.VM.UID
 	}
 	if config, err = c.claim(config, undo); err != nil {
-		return nil, known, unrelated{err}
+		return nil, known, hostError{err}
 	}
 	steps.done("disks")
 	machine, err := sandbox.Restore(ctx, from.source(), config, from.config.Token)

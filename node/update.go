@@ -24,6 +24,9 @@ func (n *Node) ContainerUpdate(ctx context.Context, name string, u container.Upd
 	defer c.op.Unlock()
 	c.closeDesk() // its limits are of before
 	rec := c.snapshot()
+	if rec.Hibernated { // its limits are in the memory that was saved
+		return container.UpdateResponse{}, cannotUpdate(c, conflict("it is hibernated, let it go on first"))
+	}
 	updated, resources, err := runspec.Update(rec.spec(), u, n.settings)
 	if err != nil {
 		return container.UpdateResponse{}, cannotUpdate(c, err)

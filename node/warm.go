@@ -331,7 +331,7 @@ func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *un
 	n := c.node
 	log := n.options.Log.With("container", c.id)
 	machine, frozen, err := c.tryWarm(ctx, key, steps, undo)
-	if err != nil && frozen && ctx.Err() == nil && !isUnrelated(err) {
+	if err != nil && frozen && ctx.Err() == nil && !isHostError(err) {
 		log.Warn("copy warm virtual machine; restoring it", "err", err)
 		n.warmth.restoreOnly(key)
 		n.warmth.unload(key)
@@ -347,7 +347,7 @@ func (c *ctr) startWarm(ctx context.Context, key string, steps *phases, undo *un
 		return nil
 	}
 	log.Warn("start from warm image; starting cold", "err", err)
-	if isUnrelated(err) {
+	if isHostError(err) {
 		return nil
 	}
 	if err := n.warmth.forget(key); err != nil {
@@ -376,15 +376,15 @@ func (c *ctr) tryWarm(ctx context.Context, key string, steps *phases, undo *undo
 
 func (c *ctr) warmUp(ctx context.Context, key string, i *warmImage, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
 	if err := os.MkdirAll(c.dir(), 0o711); err != nil {
-		return nil, unrelated{err}
+		return nil, hostError{err}
 	}
 	undo.push("disk", func() error { return os.RemoveAll(filepath.Join(c.dir(), scratchName)) })
 	if err := c.copyScratch(ctx, fmt.Sprintf("/proc/self/fd/%d", i.disk.Fd())); err != nil {
-		return nil, unrelated{err}
+		return nil, hostError{err}
 	}
 	now := time.Now()
 	if err := os.Chtimes(filepath.Join(c.node.warmth.path(key), snapshot.ManifestName), now, now); err != nil {
-		return nil, unrelated{err}
+		return nil, hostError{err}
 	}
 	return c.revive(ctx, i.from, revival{all: true}, steps, undo)
 }
