@@ -22,7 +22,7 @@ const ExitRecord byte = 4
 // ExitStatus is how a process ended.
 type ExitStatus struct {
 	Code      int   `json:"code"`      // 0..255; 128+n when signal n killed it
-	OOMKilled bool  `json:"oomKilled"` // the container's memory limit, or the guest's, killed it
+	OOMKilled bool  `json:"oomKilled"` // of a container's first process: its memory limit, or the guest's, has killed one of it
 	UnixNanos int64 `json:"unixNanos"` // guest clock: a hint, not evidence
 }
 

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,13 +39,10 @@ func enableControllers(dir string) {
 type cgroup struct {
 	dir string
 	fd  int
-
-	mu     sync.Mutex
-	events int // memory.events once it has been read, to be read again; -1 before
 }
 
 func newCgroup(id string) (*cgroup, error) {
-	c := &cgroup{dir: cgroupRoot + "/container." + id, events: -1}
+	c := &cgroup{dir: cgroupRoot + "/container." + id}
 	if err := unix.Mkdir(c.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
 	}
@@ -99,31 +95,14 @@ func (c *cgroup) number(file string) uint64 {
 	return n
 }
 
-// oomKills is how often the kernel has killed for memory here. Each exec asks: the file stays open.
-func (c *cgroup) oomKills() uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.events < 0 {
-		fd, err := unix.Open(c.dir+"/memory.events", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return 0
-		}
-		c.events = fd
-	}
-	var b [512]byte
-	n, _ := unix.Pread(c.events, b[:], 0)
-	return value(b[:max(0, n)], "oom_kill")
-}
+// oomKills is how often the kernel has killed for memory here.
+func (c *cgroup) oomKills() uint64 { return c.field("memory.events", "oom_kill") }
 
-// close gives the descriptors back.
+// close gives the descriptor back.
 func (c *cgroup) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, fd := range []*int{&c.fd, &c.events} {
-		if *fd >= 0 {
-			unix.Close(*fd)
-			*fd = -1
-		}
+	if c.fd >= 0 {
+		unix.Close(c.fd)
+		c.fd = -1
 	}
 }
 

@@ -17,6 +17,13 @@ func testLimits(t *testing.T, v *testVM, box []api.Disk) {
 	if e.status.Code != 137 || !e.status.OOMKilled {
 		t.Errorf("%+v: %v", e, e.err)
 	}
+	// Which of its processes it was, and how the first one ends, makes no difference.
+	e = v.inBox(box, func(r *api.CreateRequest) {
+		r.Spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit, Swap: &limit}}
+	}, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M count=1; echo $?")
+	if e.status.Code != 0 || e.stdout != "137\n" || !e.status.OOMKilled {
+		t.Errorf("%+v: %v", e, e.err)
+	}
 	quota, period, shares := int64(50000), uint64(100000), uint64(1024)
 	v.says(box, func(r *api.CreateRequest) {
 		r.Spec.Linux.Resources = &specs.LinuxResources{

@@ -21,9 +21,9 @@ type process struct {
 	gone    chan struct{} // closed when the process is forgotten; nobody will read what is left
 	forget  func()
 
-	// oom reports how often the kernel has killed for memory in the container; oomStart is what it was at the start.
-	oom      func() uint64
-	oomStart uint64
+	// oom reports how often the kernel has killed for memory in the container. Of its first process only: docker says it of
+	// containers, whichever of their processes it was and however they end.
+	oom func() uint64
 
 	stdinTurn chan struct{} // holds a token while a MethodStdin is served
 	stdinEnd  sync.Once
@@ -93,8 +93,8 @@ func (p *process) exit(ws unix.WaitStatus) {
 	}
 	p.mu.Lock()
 	p.status = api.ExitStatus{Code: code, UnixNanos: time.Now().UnixNano()}
-	if p.oom != nil && code == 128+int(unix.SIGKILL) {
-		p.status.OOMKilled = p.oom() > p.oomStart
+	if p.oom != nil {
+		p.status.OOMKilled = p.oom() > 0
 	}
 	if p.pidfd >= 0 {
 		unix.Close(p.pidfd)

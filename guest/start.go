@@ -103,9 +103,8 @@ func (c *container) launch(r *request) (*process, error) {
 			spec.Args = append([]string{"cradle-init", InitMode, spec.Path}, spec.Args...)
 		}
 		p = newProcess(io)
-		p.oom = c.cgroup.oomKills
-		if !r.first { // the cgroup is as old as the first one
-			p.oomStart = p.oom()
+		if r.first {
+			p.oom = c.cgroup.oomKills
 		}
 		err = p.run(c.agent.reaper, func() (int, int, error) { return c.spawn(spec) })
 		return execError(r.process.Args[0], err)

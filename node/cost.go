@@ -2,21 +2,26 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
+	"sync"
+	"time"
 
+	"github.com/cradlevm/cradle/api"
 	"github.com/cradlevm/cradle/pool"
 	"github.com/cradlevm/cradle/sandbox"
 )
 
 // Cost is what a running container uses in its guest, by the guest's own account, beside what its virtual machine costs
-// the host. Bytes; nanoseconds of processor time since the container, or its machine, began. Of a paused one, whose guest
-// answers nothing, the guest's part is zero.
+// the host. Bytes; nanoseconds of processor time since the container, or its machine, began. Where the guest does not answer, as
+// while it is paused, its part is zero.
 type Cost struct {
 	ID            string `json:"id"`
 	Name          string `json:"name"`
 	PID           int    `json:"pid"`           // of the virtual machine's process
 	MachineMemory int64  `json:"machineMemory"` // what the guest may use
-	GuestMemory   int64  `json:"guestMemory"`
+	GuestMemory   int64  `json:"guestMemory"`   // as `stats` has it: without inactive files, which the kernel gives up first
 	GuestCPU      int64  `json:"guestCPU"`
 	HostPrivate   int64  `json:"hostPrivate"` // what would be free without it
 	HostShared    int64  `json:"hostShared"`  // what it uses together with others
@@ -39,11 +44,11 @@ func (n *Node) ContainerCost(ctx context.Context, name string) (Cost, error) {
 		out.MachineMemory = rec.Sandbox.VM.Memory
 	}
 	if !paused {
-		s, err := r.vm.Stats(ctx, c.id)
-		if err != nil {
+		s, err := c.account(ctx, r)
+		if err != nil && !errors.Is(err, errSilent) {
 			return Cost{}, fmt.Errorf("cost of container %s: %w", c.id, ending(c, err))
 		}
-		out.GuestMemory, out.GuestCPU = int64(s.MemoryBytes), int64(s.CPUNanos)
+		out.GuestMemory, out.GuestCPU = bounded(s.MemoryBytes-min(s.MemoryFile, s.MemoryBytes)), bounded(s.CPUNanos)
 	}
 	if r.owner != nil { // the machine is counted once
 		return out, nil
@@ -61,6 +66,25 @@ func (n *Node) ContainerCost(ctx context.Context, name string) (Cost, error) {
 	return out, nil
 }
 
+// accountLimit bounds asking a guest for its account: one that does not answer must not hold up who asks about all.
+const accountLimit = 5 * time.Second
+
+var errSilent = errors.New("the guest does not answer")
+
+// account asks a run's guest for its account of the container. errSilent when it does not answer.
+func (c *ctr) account(ctx context.Context, r *run) (api.StatsResult, error) {
+	limited, cancel := context.WithTimeout(ctx, accountLimit)
+	defer cancel()
+	s, err := r.vm.Stats(limited, c.id)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = errSilent
+	}
+	return s, err
+}
+
+// bounded is a guest's number, which may be anything.
+func bounded(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+
 // costOf is pool.CostOf, or what a test has put in its place.
 func (n *Node) costOf(pid int) (pool.Cost, error) {
 	if n.options.CostOf != nil {
@@ -71,11 +95,20 @@ func (n *Node) costOf(pid int) (pool.Cost, error) {
 
 // Costs is ContainerCost of all that run; one that ends meanwhile is left out. In no order.
 func (n *Node) Costs(ctx context.Context) []Cost {
+	var mu sync.Mutex
 	out := []Cost{}
+	var asked sync.WaitGroup
 	for _, c := range n.all() {
-		if cost, err := n.ContainerCost(ctx, c.id); err == nil {
+		asked.Go(func() {
+			cost, err := n.ContainerCost(ctx, c.id)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
 			out = append(out, cost)
-		}
+		})
 	}
+	asked.Wait()
 	return out
 }

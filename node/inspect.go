@@ -258,7 +258,7 @@ func (c *ctr) sample(ctx context.Context) (container.StatsResponse, error) {
 	if err != nil || rec.Status == container.StatePaused { // a paused guest answers nothing
 		return out, nil
 	}
-	s, err := r.vm.Stats(ctx, c.id)
+	s, err := c.account(ctx, r)
 	if err != nil {
 		return out, fmt.Errorf("stats of container %s: %w", c.id, err)
 	}

@@ -19,10 +19,15 @@ func TestMemoryLimit(t *testing.T) {
 		}
 		child := name + "-child"
 		t.Cleanup(func() { c.do(t, nil, "rm", "-f", child) })
-		c.ok(t, "run", "-d", "--name", child, "-m", "64m", "busybox", "sh", "-c", "tail /dev/zero; echo code $?; exec sleep 1000")
+		c.ok(t, "run", "-d", "--name", child, "-m", "64m", "busybox", "sh", "-c", "tail /dev/zero; echo code $?; while [ ! -e /over ]; do sleep .1; done; exit 3")
 		c.waitForLog(t, child, "code 137")
 		if got := c.ok(t, "exec", child, "echo", "alive"); got != "alive" {
 			t.Errorf("afterwards: %q", got)
+		}
+		c.ok(t, "exec", child, "touch", "/over")
+		c.ok(t, "wait", child)
+		if got := c.ok(t, "inspect", "-f", "{{.State.ExitCode}} {{.State.OOMKilled}}", child); got != "3 true" {
+			t.Errorf("state %s of one whose child was killed", got)
 		}
 	})
 }
