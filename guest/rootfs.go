@@ -3,6 +3,7 @@ package guest
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -102,11 +103,24 @@ func mountDisk(node, dir string, d api.Disk, flags uintptr) error {
 	if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 		return err
 	}
-	err := whenLive(func() error { return unix.Mount(node, dir, d.FSType, flags, diskOptions(d.FSType)) })
+	mount := func() error { return unix.Mount(node, dir, d.FSType, flags, diskOptions(d.FSType)) }
+	err := whenLive(mount)
+	if err != nil && remeasure("/sys", filepath.Base(node)) {
+		err = mount()
+	}
 	if err != nil {
 		return api.Errorf(api.CodeInternal, "mount disk %s as %s: %w", d.Serial, d.FSType, err)
 	}
 	return nil
+}
+
+// remeasure has the kernel ask once more how large a disk is that it takes for an empty one, and tells whether it was one. QEMU (10, not 7.2) answers the next
+// command to any disk with a unit attention whenever another has been plugged; the kernel asks a new disk for its size four times, and
+// gives up where more are plugged meanwhile.
+func remeasure(sys, name string) bool {
+	dir := filepath.Join(sys, "block", name)
+	size, err := readSmall(filepath.Join(dir, "size"), 32)
+	return err == nil && string(size) == "0\n" && os.WriteFile(filepath.Join(dir, "device/rescan"), []byte("1"), 0) == nil
 }
 
 // whenLive calls use of a disk, again while the kernel is not done with adding it: a new disk is in /sys and in /dev a

@@ -89,6 +89,12 @@ func await(c *wire.Call, a guestapi.Await) error {
 		}
 		name, there := names[a.Serial]
 		if there && a.Present {
+			// Many that are plugged at once can keep the kernel from learning one's size (see the agent's remeasure).
+			if dir := filepath.Join("/sys/block", name); number(filepath.Join(dir, "size")) == 0 {
+				if err := os.WriteFile(filepath.Join(dir, "device/rescan"), []byte("1"), 0); err != nil {
+					return err
+				}
+			}
 			if f, err := os.Open(filepath.Join("/dev", name)); err == nil {
 				return f.Close()
 			}
