@@ -99,6 +99,7 @@ func veth(t *testing.T, path string, addresses ...string) {
 	if err := netlink.LinkAdd(pair); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { netlink.LinkDel(pair) }) // else it goes some time after its namespace
 	for i, s := range addresses {
 		h, name := here, "node0"
 		if i%2 == 1 {
