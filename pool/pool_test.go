@@ -527,12 +527,39 @@ func TestOthersTemplates(t *testing.T) {
 	}
 }
 
+// A monitor that is upgraded while the daemon runs finds nothing of its predecessor's, and what it makes is known as its own.
+func TestUpgradedMonitor(t *testing.T) {
+	b := newBench(t)
+	p := b.filled()
+	b.driver.Upgrade("two")
+	p.Drain()
+	if r := b.start(p); r != nil {
+		b.end(p, r)
+		t.Error("took a sandbox of the old monitor's template")
+	}
+	b.await("two ready", ready(p, 2))
+	b.close(p)
+	again := b.open()
+	if r := b.start(again); r == nil {
+		t.Error("the new monitor's template is not taken for its own")
+	} else {
+		b.end(again, r)
+	}
+	if all, _ := filepath.Glob(filepath.Join(b.o.Dir, "*", "manifest")); len(all) != 1 {
+		t.Errorf("templates: %v", all)
+	}
+}
+
 // TestSwapped: a template under another one's name is not used.
 func TestSwapped(t *testing.T) {
 	b := newBench(t)
 	p := b.filled()
 	other := Class{CPUs: 2, Memory: 256 << 20}
-	if err := os.CopyFS(p.store.path(other), os.DirFS(p.store.path(small))); err != nil {
+	current, err := p.store.current(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(p.store.path(current, other), os.DirFS(p.store.path(current, small))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.store.load(context.Background(), other); err == nil || errors.Is(err, fs.ErrNotExist) {

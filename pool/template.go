@@ -57,7 +57,7 @@ type store struct {
 	dir      string
 	driver   vm.Driver
 	restorer vm.Restorer
-	base     base
+	fixed    base         // but for Monitor: see current
 	key      snapshot.Key // a template from elsewhere is none
 }
 
@@ -67,15 +67,15 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string, 
 	if !ok {
 		return nil, errors.New("this virtual machine monitor cannot restore")
 	}
-	version, err := r.StateVersion(ctx)
-	if err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	s := &store{dir: dir, driver: driver, restorer: r,
-		base: base{Format: templateFormat, Protocol: api.ProtocolVersion, Guest: guest, Monitor: version, NICs: nics}}
+		fixed: base{Format: templateFormat, Protocol: api.ProtocolVersion, Guest: guest, NICs: nics}}
+	current, err := s.current(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if s.key, err = snapshot.OpenKey(filepath.Join(dir, keyName)); err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string, 
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		if m, err := s.read(path); err != nil || m.Base != s.base || unused(path) {
+		if m, err := s.read(path); err != nil || m.Base != current || unused(path) {
 			if err := os.RemoveAll(path); err != nil {
 				return nil, err
 			}
@@ -118,12 +118,20 @@ func unused(dir string) bool {
 	return now.Sub(fi.ModTime()) > keepUnused
 }
 
+// current is what templates depend on now: the monitor may be upgraded while a daemon runs.
+func (s *store) current(ctx context.Context) (base, error) {
+	b := s.fixed
+	var err error
+	b.Monitor, err = s.restorer.StateVersion(ctx)
+	return b, err
+}
+
 // path is where the template of a class belongs.
-func (s *store) path(c Class) string {
+func (s *store) path(b base, c Class) string {
 	id, err := json.Marshal(struct {
 		Base  base
 		Class Class
-	}{s.base, c})
+	}{b, c})
 	if err != nil {
 		panic(err) // strings and numbers
 	}
@@ -141,12 +149,16 @@ func (s *store) read(dir string) (m manifest, err error) {
 
 // load reads the template of a class into memory and checks all of it. fs.ErrNotExist when there is none.
 func (s *store) load(ctx context.Context, c Class) (*template, error) {
-	dir := s.path(c)
+	current, err := s.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dir := s.path(current, c)
 	m, err := s.read(dir)
 	if err != nil {
 		return nil, err
 	}
-	if m.Base != s.base || m.Class != c {
+	if m.Base != current || m.Class != c {
 		return nil, fmt.Errorf("template %s is another one's", dir)
 	}
 	saved, err := s.restorer.Load(ctx, dir)
@@ -165,6 +177,10 @@ func (s *store) load(ctx context.Context, c Class) (*template, error) {
 // build cold-boots a sandbox, lets prepare warm it, and saves it as the template of its class. config is complete but
 // for Savable and the token. Nothing of the sandbox is left, nor of a template that could not be finished.
 func (s *store) build(ctx context.Context, c Class, config sandbox.Config, prepare func(*sandbox.Sandbox) error) (_ *template, err error) {
+	current, err := s.current(ctx)
+	if err != nil {
+		return nil, err
+	}
 	draft, err := snapshot.NewDraft(s.dir)
 	if err != nil {
 		return nil, err
@@ -183,11 +199,12 @@ func (s *store) build(ctx context.Context, c Class, config sandbox.Config, prepa
 			saved.Close()
 		}
 	}()
-	m := manifest{Base: s.base, Class: c, Token: config.Token, Digest: saved.Digest()}
-	if err := draft.Publish(s.key, m, s.path(c)); err != nil {
+	m := manifest{Base: current, Class: c, Token: config.Token, Digest: saved.Digest()}
+	path := s.path(current, c)
+	if err := draft.Publish(s.key, m, path); err != nil {
 		return nil, err
 	}
-	return &template{manifest: m, saved: saved, size: snapshot.DiskUse(s.path(c))}, nil
+	return &template{manifest: m, saved: saved, size: snapshot.DiskUse(path)}, nil
 }
 
 // save boots, prepares and saves a sandbox into dir.
@@ -204,4 +221,10 @@ func (s *store) save(ctx context.Context, config sandbox.Config, dir string, pre
 }
 
 // drop removes the template of a class from the disk.
-func (s *store) drop(c Class) error { return os.RemoveAll(s.path(c)) }
+func (s *store) drop(c Class) error {
+	current, err := s.current(context.Background())
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(s.path(current, c))
+}

@@ -73,7 +73,14 @@ func (m *machine) checkpoint(ctx context.Context, soon, still func(context.Conte
 			return nil, 0, err
 		}
 	}
-	s := &saved{driver: m.driver, from: "from VM " + m.id}
+	q, err := m.driver.qemu()
+	if err != nil {
+		return nil, 0, err
+	}
+	if m.proc.replaced() {
+		return nil, 0, errors.New("QEMU has been replaced since the VM was started, and the new one might not restore what is saved of it; start it anew first")
+	}
+	s := &saved{driver: m.driver, from: "from VM " + m.id, build: q.build}
 	if s.size, err = m.memorySize(ctx); err != nil {
 		return nil, 0, err
 	}

@@ -17,13 +17,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
-	"strings"
 	"sync"
-	"time"
 
 	"github.com/cradlevm/cradle/vm"
 )
@@ -48,63 +43,12 @@ type Driver struct {
 	tscKHz func() int
 }
 
-// installation is the QEMU found on this machine.
-type installation struct {
-	binary  string
-	version version
-	build   string // the whole line that tells its version
-}
-
 // New makes a driver. It looks at nothing yet; what it needs to know about the machine, it finds out once.
 func New(o Options) *Driver {
 	d := &Driver{count: o.CountInstructions, apart: o.Apart, tscKHz: sync.OnceValue(tscKHz)}
-	d.qemu = sync.OnceValues(func() (*installation, error) { return findQEMU(o.Binary) })
+	d.qemu = installed(o.Binary)
 	d.accel = sync.OnceValue(d.findAccelerator)
 	return d
-}
-
-var versionPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`version (\d+)\.(\d+)`) })
-
-// probeLimit bounds asking QEMU for its version.
-const probeLimit = 10 * time.Second
-
-func findQEMU(name string) (*installation, error) {
-	if name == "" {
-		name = "qemu-system-x86_64"
-	}
-	binary, err := exec.LookPath(name)
-	if err != nil {
-		return nil, fmt.Errorf("%w; install QEMU (Debian, Ubuntu: qemu-system-x86; Fedora: qemu-system-x86-core; Alpine: qemu-system-x86_64)", err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), probeLimit)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, binary, "-version").Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s -version: %w", binary, err)
-	}
-	v, err := parseVersion(string(out))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", binary, err)
-	}
-	build, _, _ := strings.Cut(string(out), "\n")
-	return &installation{binary: binary, version: v, build: build}, nil
-}
-
-func parseVersion(s string) (version, error) {
-	m := versionPattern().FindStringSubmatch(s)
-	if m == nil {
-		return version{}, fmt.Errorf("no version in %.80q", s)
-	}
-	major, err1 := strconv.Atoi(m[1])
-	minor, err2 := strconv.Atoi(m[2])
-	if err := errors.Join(err1, err2); err != nil {
-		return version{}, err
-	}
-	v := version{major, minor}
-	if major < 7 || major == 7 && minor < 2 {
-		return version{}, fmt.Errorf("QEMU %d.%d is too old; 7.2 or newer is needed", major, minor)
-	}
-	return v, nil
 }
 
 // Start implements vm.Driver.

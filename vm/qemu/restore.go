@@ -1,8 +1,8 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -21,8 +21,18 @@ const (
 	maxShape = 1 << 20 // some 70 a disk
 )
 
-// modelName finds the processor's name in /proc/cpuinfo.
-var modelName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^model name\s*:\s*(.*)$`) })
+// processorLines find the processor's name and what it can do in /proc/cpuinfo.
+var processorLines = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^(?:model name|flags)\s*:\s*(.*)$`) })
+
+// processor names the first processor of a /proc/cpuinfo: by its model and, since one model has other features under another
+// firmware, microcode or hypervisor, a digest of those.
+func processor(cpuinfo []byte) string {
+	var model, features []byte
+	if lines := processorLines().FindAllSubmatch(cpuinfo, 2); len(lines) == 2 {
+		model, features = lines[0][1], lines[1][1]
+	}
+	return fmt.Sprintf("%s (%.12x)", model, sha256.Sum256(features))
+}
 
 // StateVersion implements vm.Restorer.
 func (d *Driver) StateVersion(context.Context) (string, error) {
@@ -44,7 +54,7 @@ func (d *Driver) StateVersion(context.Context) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		host = string(bytes.Join(modelName().FindSubmatch(info), nil))
+		host = processor(info)
 	}
 	// What the kernel was told at boot, it keeps.
 	return fmt.Sprintf("%s; %s; %s; %s; %s; %s; %s", q.build, known.machine(), l.processor(), l.kernelWords(), host, balloonDevice, nicArg{}.args(0)), nil
@@ -60,7 +70,11 @@ func (d *Driver) Load(ctx context.Context, dir string) (vm.Saved, error) {
 }
 
 func (d *Driver) load(ctx context.Context, dir string) (_ *saved, err error) {
-	s := &saved{driver: d, from: "from " + dir}
+	q, err := d.qemu()
+	if err != nil {
+		return nil, err
+	}
+	s := &saved{driver: d, from: "from " + dir, build: q.build}
 	if s.state, err = readBounded(filepath.Join(dir, savedState), maxState); err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 type saved struct {
 	driver *Driver
 	from   string // where it comes from; for errors
+	build  string // of the QEMU that it is for
 	memory *os.File
 	sealed func() error // seals memory, once, before anybody else gets it
 	size   int64
@@ -67,6 +68,11 @@ func (s *saved) Restore(ctx context.Context, c vm.Config) (vm.VM, error) {
 	if c.Memory != s.size&^(1<<20-1) || c.CPUs != s.shape.CPUs {
 		return nil, fmt.Errorf("%w: CPUs, Memory: %d and %d bytes, not the %d and %d that were saved",
 			vm.ErrInvalid, c.CPUs, c.Memory, s.shape.CPUs, s.size&^(1<<20-1))
+	}
+	if q, err := s.driver.qemu(); err != nil {
+		return nil, err
+	} else if q.build != s.build {
+		return nil, fmt.Errorf("%w: it was saved by another QEMU (%s) than the present one (%s)", vm.ErrInvalid, s.build, q.build)
 	}
 	if len(c.NICs) != s.shape.NICs {
 		return nil, fmt.Errorf("%w: NICs: %d, not the %d that were saved", vm.ErrInvalid, len(c.NICs), s.shape.NICs)
