@@ -73,6 +73,9 @@ func (n *Node) ContainerClone(ctx context.Context, name string, o CloneOptions) 
 	if err := n.goOnAll(ctx, clones, from, first); err != nil {
 		return report, err
 	}
+	if err := n.keep(clones); err != nil {
+		return report, err
+	}
 	for _, clone := range clones {
 		report.IDs = append(report.IDs, clone.id)
 	}
@@ -97,8 +100,20 @@ func (n *Node) addClones(source record, o CloneOptions) (clones []*ctr, err erro
 	return clones, nil
 }
 
+// keep says that clones of one source, all of which run, are there: until then, a daemon that finds one removes it.
+func (n *Node) keep(clones []*ctr) error {
+	var ids []string
+	for _, c := range clones {
+		c.mu.Lock()
+		c.rec.Cloning = false // first: whatever else is saved of it from now on does not say otherwise again
+		c.mu.Unlock()
+		ids = append(ids, c.id)
+	}
+	return n.store.endCloning(clones[0].snapshot(), ids)
+}
+
 // addSaved registers a container that is to go on from a saved one, configured as source is, with these labels more. Its
-// op is held. Until it runs, a daemon that finds it removes it.
+// op is held. Until keep, a daemon that finds it removes it.
 func (n *Node) addSaved(source record, name string, labels map[string]string) (*ctr, error) {
 	rec := record{
 		ID: newID(), Created: time.Now(), ImageID: source.ImageID, Config: source.Config, HostConfig: source.HostConfig,

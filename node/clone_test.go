@@ -329,11 +329,41 @@ func TestCloneOfEnding(t *testing.T) {
 func TestCrashWhileCloning(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *house) {
 		h.remembering("one", "42")
-		report, err := h.ContainerClone(context.Background(), "one", CloneOptions{Count: 2})
+		var begun atomic.Int32
+		h.driver.Fault(func(_ *sandboxtest.Machine, c *wire.Call) bool {
+			if c.Method != api.MethodIdentify || begun.Add(1) < 3 {
+				return false
+			}
+			time.Sleep(time.Second) // the first two run meanwhile
+			all, err := h.store.all()
+			if err != nil {
+				t.Error(err)
+			}
+			running := 0
+			for _, r := range all {
+				if r.Name != "one" && r.Status == container.StateRunning {
+					if running++; !r.Cloning {
+						t.Error("a daemon that dies now leaves one")
+					}
+				}
+			}
+			if running != 2 {
+				t.Errorf("%d run", running)
+			}
+			return false
+		})
+		report, err := h.ContainerClone(context.Background(), "one", CloneOptions{Count: 3})
 		if err != nil {
 			t.Fatal(err)
 		}
+		h.driver.Fault(nil)
 		h.crash()
+		h.write(report.IDs[2], func(r *record) {
+			if r.Cloning {
+				t.Error("a daemon that dies when all run leaves none")
+			}
+			r.Cloning = true
+		})
 		h.write(report.IDs[0], func(r *record) { r.Cloning, r.Booting, r.Status = true, true, container.StateCreated })
 		h.driver.Machine(report.IDs[1]).Die(nil)
 		h.write(report.IDs[1], func(r *record) { r.Cloning, r.Sandbox, r.Status = true, nil, container.StateCreated })

@@ -145,7 +145,10 @@ func (c *ctr) wakeState(ctx context.Context, steps *phases, undo *undoStack) (*s
 	if err := volume.Copy(ctx, aside, disk); err != nil {
 		return nil, err
 	}
-	return c.revive(ctx, from, revival{same: true}, steps, undo)
+	lasting := make(chan error, 1) // the copy must outlive a power failure before the state goes, which has the disk as it was
+	go func() { lasting <- volume.Sync(disk) }()
+	machine, err := c.revive(ctx, from, revival{same: true}, steps, undo)
+	return machine, errors.Join(err, <-lasting)
 }
 
 // dropState removes the saved state of a container that is not hibernated any more.

@@ -301,6 +301,9 @@ func (n *Node) SnapshotRun(ctx context.Context, name, called string) (id string,
 	if err == nil {
 		err = c.goOnFrom(ctx, from, revival{})
 	}
+	if err == nil {
+		err = n.keep([]*ctr{c})
+	}
 	if err != nil {
 		c.undone()
 		return "", fmt.Errorf("run snapshot %s: %w", name, err)

@@ -231,7 +231,7 @@ func (c *ctr) started(machine *sandbox.Sandbox, out *sandbox.Output, restarts in
 		rec.Status, rec.Started, rec.Finished = container.StateRunning, time.Now(), time.Time{}
 		rec.ExitCode, rec.Error, rec.OOMKilled = 0, "", false
 		rec.RestartCount, rec.StoppedByUser, rec.Booting = restarts, false, false
-		rec.Cloning, rec.Hibernated = false, false
+		rec.Hibernated = false
 		c.run, c.keep = r, false
 		if restarts == 0 {
 			c.backoff = 0

@@ -65,7 +65,7 @@ type record struct {
 	// Within is there while it may be in another container's sandbox, instead of one of its own; Booting as above.
 	Within *place `json:",omitempty"`
 
-	// Cloning: it is being made from another one that runs, and not yet there; a daemon that finds it so removes it.
+	// Cloning: it is being made from another one that runs, and not all that are made with it run yet; a daemon that finds it so removes it.
 	Cloning bool `json:",omitempty"`
 
 	// Hibernated: its processes, with the machine they ran in, lie in its directory, to go on from there.
@@ -236,6 +236,41 @@ func (s *store) put(r record) error {
 	}
 	if err != nil {
 		return fmt.Errorf("save container %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// endCloning has records of containers that were made together, as like is, say so no more, all in one transaction: of a daemon that is killed the next
+// one finds all of them, or none. One that has been removed meanwhile stays so.
+func (s *store) endCloning(like record, ids []string) error {
+	db := s.lasting
+	if like.fleets() {
+		db = s.fleeting
+	}
+	err := db.Update(func(tx *bolt.Tx) error {
+		records := tx.Bucket(bucketContainers)
+		for _, id := range ids {
+			raw := records.Get([]byte(id))
+			if raw == nil {
+				continue
+			}
+			var r record
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return err
+			}
+			r.Cloning = false
+			raw, err := json.Marshal(r)
+			if err == nil {
+				err = records.Put([]byte(id), raw)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("save clones: %w", err)
 	}
 	return nil
 }
