@@ -208,6 +208,56 @@ func TestDamagedState(t *testing.T) {
 	}
 }
 
+// What another version saved is refused in words, and kept: it goes on once that version is back. Nothing starts warm from it.
+func TestSavedByAnotherVersion(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *house) {
+		ctx := context.Background()
+		h.remembering("one", "42")
+		if _, err := h.SnapshotCreate(ctx, "kept", "one"); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.ContainerSaveState(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+		h.run("warm", "sleep", warm())
+		h.settled()
+		h.restart()
+		h.driver.Upgrade("2")
+		told := func(what string, err error) {
+			t.Helper()
+			if !cerrdefs.IsConflict(err) || !strings.Contains(err.Error(), "another version") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		for range 2 {
+			told("restore", h.ContainerRestoreState(ctx, "one"))
+			_, err := h.SnapshotRun(ctx, "kept", "two")
+			told("snapshot", err)
+		}
+		if cold := h.run("cold", "sleep", warm()); len(h.driver.Machine(cold).Identified()) != 0 {
+			t.Error("it starts from a warm image of another version")
+		}
+		h.settled()
+		h.driver.Upgrade("")
+		if err := h.ContainerRestoreState(ctx, "one"); err != nil {
+			t.Error(err)
+		}
+		if _, err := h.SnapshotRun(ctx, "kept", "two"); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if got := h.output("one"); got != "before\nremembered 42\n" {
+			t.Errorf("it says %q", got)
+		}
+		if again := h.run("again", "sleep", warm()); len(h.driver.Machine(again).Identified()) != 1 {
+			t.Error("its warm image has gone")
+		}
+		if err := h.SnapshotRemove(ctx, "kept"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func remove(t *testing.T, path string) {
 	t.Helper()
 	if err := os.Remove(path); err != nil {

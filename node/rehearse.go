@@ -54,7 +54,7 @@ func (s *shadow) rehearse(ctx context.Context, machine *sandbox.Sandbox) error {
 // exercise has the container of a shadow, which stands still and does so again afterwards, answer its readiness command a few times, if it has one: it
 // has been restored, and nothing of what it does has been translated yet.
 func (s *shadow) exercise(ctx context.Context, machine *sandbox.Sandbox) error {
-	command := readiness(s.snapshot().Config)
+	command, limit := readiness(s.snapshot().Config)
 	if len(command) == 0 {
 		return nil
 	}
@@ -62,7 +62,7 @@ func (s *shadow) exercise(ctx context.Context, machine *sandbox.Sandbox) error {
 		return err
 	}
 	for range exercises {
-		code, err := s.probeOnce(ctx, machine, command)
+		code, err := s.probeOnce(ctx, machine, command, limit)
 		if err == nil && code != 0 {
 			err = fmt.Errorf("it exits with %d", code)
 		}

@@ -25,7 +25,7 @@ const (
 	// quietPeriod is how long a process must have run, and have printed nothing, to count as ready where nothing else
 	// is said.
 	quietPeriod = 2 * time.Second
-	// probePause lies between two runs of a readiness command, probeLimit bounds one.
+	// probePause lies between two runs of a readiness command, probeLimit bounds one; a healthcheck has its own limit.
 	probePause = 250 * time.Millisecond
 	probeLimit = 10 * time.Second
 )
@@ -157,12 +157,12 @@ func (s *shadow) listen(ctx context.Context, out *sandbox.Output) {
 // quiet for a while.
 func (s *shadow) awaitReady(ctx context.Context, machine *sandbox.Sandbox) error {
 	config := s.snapshot().Config
-	command := readiness(config)
+	command, limit := readiness(config)
 	if len(command) == 0 {
 		return s.awaitQuiet(ctx, config)
 	}
 	for {
-		code, err := s.probeOnce(ctx, machine, command)
+		code, err := s.probeOnce(ctx, machine, command, limit)
 		if err != nil {
 			return fmt.Errorf("its readiness command: %w", err)
 		}
@@ -175,12 +175,15 @@ func (s *shadow) awaitReady(ctx context.Context, machine *sandbox.Sandbox) error
 	}
 }
 
-// readiness is the command that says that a container is ready; empty without one.
-func readiness(config container.Config) []string {
+// readiness is the command that says that a container is ready, and how long it may take; empty without one.
+func readiness(config container.Config) (command []string, limit time.Duration) {
 	if text := config.Labels[warmReadyLabel]; text != "" {
-		return []string{"/bin/sh", "-c", text}
+		return []string{"/bin/sh", "-c", text}, probeLimit
 	}
-	return probeCommand(config)
+	if command = probeCommand(config); len(command) == 0 {
+		return nil, 0
+	}
+	return command, orDefault(config.Healthcheck.Timeout, healthTimeout)
 }
 
 func (s *shadow) awaitQuiet(ctx context.Context, config container.Config) error {
@@ -206,7 +209,7 @@ func (s *shadow) awaitQuiet(ctx context.Context, config container.Config) error 
 }
 
 // probeOnce runs a command in the container and returns its exit code. Nothing of it is left.
-func (s *shadow) probeOnce(ctx context.Context, machine *sandbox.Sandbox, command []string) (int, error) {
+func (s *shadow) probeOnce(ctx context.Context, machine *sandbox.Sandbox, command []string, limit time.Duration) (int, error) {
 	rec := s.snapshot()
 	id := newID()
 	request, err := runspec.Exec(rec.spec(), id, container.ExecCreateRequest{Cmd: command})
@@ -219,7 +222,7 @@ func (s *shadow) probeOnce(ctx context.Context, machine *sandbox.Sandbox, comman
 	}
 	defer out.Close()
 	ref := api.ProcessRef{ID: s.id, Exec: id}
-	limited, cancel := context.WithTimeout(ctx, probeLimit)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	status, err := machine.Wait(limited, ref)
 	if limited.Err() != nil && ctx.Err() == nil { // it is as good as a failure

@@ -40,9 +40,10 @@ func TestShadowIsReady(t *testing.T) {
 			warm()(r)
 			health("CMD-SHELL", after(40*time.Second))(r)
 		}, 40 * time.Second},
-		"no healthcheck": {func(r *container.CreateRequest) { warm()(r); health("NONE")(r) }, 10*time.Second + quietPeriod},
-		"quiet":          {warm(), 10*time.Second + quietPeriod},
-		"quiet for long": {warm(warmAfterLabel, "7s"), 17 * time.Second},
+		"slow healthcheck": {func(r *container.CreateRequest) { warm()(r); health("CMD", "slow")(r) }, 20 * time.Second},
+		"no healthcheck":   {func(r *container.CreateRequest) { warm()(r); health("NONE")(r) }, 10*time.Second + quietPeriod},
+		"quiet":            {warm(), 10*time.Second + quietPeriod},
+		"quiet for long":   {warm(warmAfterLabel, "7s"), 17 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, h *house) {
@@ -59,6 +60,7 @@ func TestShadowIsReady(t *testing.T) {
 						}
 					}
 				}
+				h.driver.Programs["slow"] = func(*sandboxtest.Process) int { time.Sleep(20 * time.Second); return 0 }
 				var saved time.Time
 				h.events.watch(func(m events.Message) {
 					if m.Action == "warm" {
