@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/docker/cli/cli/command"
@@ -35,6 +37,64 @@ func newCostCommand(docker command.Cli, d *daemonDialer) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&format, "format", "", `Format output using a custom template ("table", "table TEMPLATE", "json" or a Go template)`)
 	return cmd
+}
+
+// statsInterval is how long `stats --host` shows one reading, as docker's stats does.
+const statsInterval = time.Second
+
+// costStats gives stats its --host: the table of `cost`, again and again.
+func costStats(root *cobra.Command, docker command.Cli, d *daemonDialer) {
+	for _, cmd := range existing(child(root, "stats"), child(child(root, "container"), "stats")) {
+		var host bool
+		cmd.Flags().BoolVar(&host, "host", false, "Show what virtual machines cost the host (private, shared) beside what is used in them")
+		run := cmd.RunE
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if !host {
+				return run(cmd, args)
+			}
+			for _, other := range []string{"all", "no-trunc"} {
+				if cmd.Flags().Changed(other) {
+					return fmt.Errorf("conflicting options: --host and --%s", other)
+				}
+			}
+			format, err := cmd.Flags().GetString("format")
+			if err != nil {
+				return err
+			}
+			once, err := cmd.Flags().GetBool("no-stream")
+			if err != nil {
+				return err
+			}
+			return showCosts(cmd, docker.Out(), d, args, format, once)
+		}
+	}
+}
+
+// showCosts prints what containers cost: once, or from the screen's top on until the command is ended.
+func showCosts(cmd *cobra.Command, out io.Writer, d *daemonDialer, names []string, format string, once bool) error {
+	for {
+		costs, err := readCosts(cmd, d, names)
+		if once {
+			return errors.Join(printCosts(out, costs, format), err)
+		}
+		if err != nil {
+			return err
+		}
+		var table bytes.Buffer
+		if err := printCosts(&table, costs, format); err != nil {
+			return err
+		}
+		// To the top; each line over what was there, and nothing below.
+		frame := "\033[H" + strings.ReplaceAll(table.String(), "\n", "\033[K\n") + "\033[J"
+		if _, err := io.WriteString(out, frame); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(statsInterval):
+		case <-cmd.Context().Done():
+			return cmd.Context().Err()
+		}
+	}
 }
 
 // readCosts asks for those of the containers named, or of all by name.

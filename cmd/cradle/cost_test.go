@@ -28,6 +28,11 @@ func TestCostCommand(t *testing.T) {
 		{"cost --format {{.ID}}/{{.PID}}/{{.Name}} redis", 0, "abababababab/42/redis\n", ""},
 		{"cost --format json redis", 0, `"HostPrivate":"40MiB"`, ""},
 		{"cost --format {{.Nothing}}", 1, "", "Nothing"},
+		{"stats --host --no-stream", 0, "NAME      GUEST MEM   MACHINE   HOST PRIVATE   HOST SHARED   GUEST CPU   HOST CPU\nbusybox" + row + "redis  " + row, ""},
+		{"container stats --no-stream --host --format {{.HostPrivate}}+{{.HostShared}} redis", 0, "40MiB+60MiB\n", ""},
+		{"stats --host --no-stream gone", 1, "", "No such container: gone"},
+		{"stats --host gone", 1, "", "No such container: gone"},
+		{"stats --host --all", 1, "", "conflicting options: --host and --all"},
 	} {
 		r := h.cradle(t, []string{envHost + "=" + socket}, strings.Fields(c.args)...)
 		if r.code != c.code || !strings.Contains(r.stdout, c.stdout) || !strings.Contains(r.stderr, c.stderr) {

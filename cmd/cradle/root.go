@@ -79,6 +79,7 @@ func newRoot(docker *command.DockerCli, args []string, daemon daemonFunc) (*cobr
 	}
 	adjust(root)
 	timeRun(root, docker, d)
+	costStats(root, docker, d)
 	if only == "" {
 		addOwnCommands(root, docker, d, daemon)
 	}

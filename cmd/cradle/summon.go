@@ -157,10 +157,14 @@ func unpackEntry(root *os.Root, h *tar.Header, r io.Reader) error {
 	return f.Close()
 }
 
-// summonedDir tells whether arg, given in an image's place, names a summoned directory. No image reference
-// begins with a slash or a dot.
+// isPath tells a path from an image: no image reference begins with a slash or a dot.
+func isPath(arg string) bool {
+	return strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, "./") || strings.HasPrefix(arg, "../")
+}
+
+// summonedDir tells whether arg, given in an image's place, names a summoned directory.
 func summonedDir(arg string) (dir string, ok bool) {
-	if !strings.HasPrefix(arg, "/") && !strings.HasPrefix(arg, "./") && !strings.HasPrefix(arg, "../") {
+	if !isPath(arg) {
 		return "", false
 	}
 	info, err := os.Stat(filepath.Join(arg, summonedFile))

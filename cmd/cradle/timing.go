@@ -182,9 +182,12 @@ func (t *timing) spans(daemon *daemonStart) []span {
 	return out
 }
 
-// daemonPhase says in this command's words what the daemon's phases are.
+// daemonPhase says in this command's words what the daemon's phases are. Whether what was taken was prepared as well, the
+// total says.
 func daemonPhase(name string) string {
 	switch name {
+	case "prepared":
+		return "take"
 	case "create":
 		return "mount"
 	case "run":

@@ -32,21 +32,30 @@ func timeRun(root *cobra.Command, docker command.Cli, d *daemonDialer) {
 			if form == "" {
 				return run(cmd, args)
 			}
-			file, args, err := timingFile(cmd, form, args)
+			name, args, err := timingFile(cmd, form, args)
 			if err != nil {
 				return withRunStatus(cmd, err)
 			}
+			var drawing *os.File
+			if name != "" { // what cannot be written is said before anything runs
+				if drawing, err = os.Create(name); err != nil {
+					return withRunStatus(cmd, err)
+				}
+			}
 			d.watch()
 			err = run(cmd, args)
-			return errors.Join(err, d.tellTiming(cmd, docker, file))
+			return errors.Join(err, d.tellTiming(cmd, docker, drawing))
 		}
 	}
 }
 
 // timingFile reads the flag's value: the file to draw into, empty for a table. After --timing=svg the file is the first
-// argument, and the options go on behind it.
+// argument, and the options go on behind it. It must look like a file, or an image whose file was forgotten would be overwritten.
 func timingFile(cmd *cobra.Command, form string, args []string) (string, []string, error) {
 	if form == timingTable {
+		if args[0] == timingSVG {
+			return "", nil, errors.New("write --timing=svg FILE or --timing=svg:FILE, with the equals sign (for an image of that name: svg:latest)")
+		}
 		return "", args, nil
 	}
 	if file, ok := strings.CutPrefix(form, timingSVG+":"); ok && file != "" {
@@ -56,6 +65,9 @@ func timingFile(cmd *cobra.Command, form string, args []string) (string, []strin
 		return "", nil, fmt.Errorf(`invalid --timing %q: nothing, "svg:FILE" or "svg"`, form)
 	}
 	file := args[0]
+	if !strings.HasSuffix(file, "."+timingSVG) && !isPath(file) {
+		return "", nil, fmt.Errorf("--timing=svg takes a file, and %q does not look like one: end it in .svg, or begin it with ./ or /", file)
+	}
 	if err := cmd.Flags().Parse(args[1:]); err != nil {
 		return "", nil, err
 	}
@@ -66,8 +78,9 @@ func timingFile(cmd *cobra.Command, form string, args []string) (string, []strin
 	return file, args, nil
 }
 
-// tellTiming shows what was noted. What the command did is done: only a file that cannot be written is an error.
-func (d *daemonDialer) tellTiming(cmd *cobra.Command, docker command.Cli, file string) error {
+// tellTiming shows what was noted: as a table, or in the file drawing, which it closes. What the command did is done: only
+// a file that cannot be written is an error.
+func (d *daemonDialer) tellTiming(cmd *cobra.Command, docker command.Cli, drawing *os.File) error {
 	t := d.unwatch()
 	t.mark("end")
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(cmd.Context()), timingLimit)
@@ -80,13 +93,9 @@ func (d *daemonDialer) tellTiming(cmd *cobra.Command, docker command.Cli, file s
 	if daemon != nil {
 		way = daemon.Way
 	}
-	if file == "" {
+	if drawing == nil {
 		writeTimings(docker.Err(), spans, way)
 		return nil
 	}
-	f, err := os.Create(file)
-	if err != nil {
-		return err
-	}
-	return errors.Join(writeTimingsSVG(f, spans, way), f.Close())
+	return errors.Join(writeTimingsSVG(drawing, spans, way), drawing.Close())
 }

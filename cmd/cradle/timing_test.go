@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,10 +64,29 @@ func TestTiming(t *testing.T) {
 			}
 		})
 	}
-	for _, args := range [][]string{{"--timing=chart", "busybox"}, {"--timing=svg:", "busybox"}, {"--timing=svg", "file"}, {"--timing=svg:/nonexistent/dir/file", "busybox"}} {
+	for _, args := range [][]string{{"--timing=chart", "busybox"}, {"--timing=svg:", "busybox"}, {"--timing=svg", "./file"}} {
 		if r := h.cradle(t, host, append([]string{"run"}, args...)...); r.code == 0 || r.stderr == "" {
 			t.Errorf("%q: code %d, %q", args, r.code, r.stderr)
 		}
+	}
+	// What is wrong with the file is said before anything runs.
+	untouched := &fakeNode{}
+	host = []string{envHost + "=" + serveFake(t, untouched)}
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--timing=svg:/nonexistent/dir/file", "busybox"}, "no such file or directory"},
+		{[]string{"--timing=svg", "/nonexistent/dir/file", "busybox"}, "no such file or directory"},
+		{[]string{"--timing=svg", "--rm", "busybox", "echo", "hi"}, `"busybox" does not look like one`},
+		{[]string{"--timing", "svg", "x.svg", "busybox", "true"}, "with the equals sign"},
+	} {
+		if r := h.cradle(t, host, append([]string{"run"}, c.args...)...); r.code != 125 || !strings.Contains(r.stderr, c.want) {
+			t.Errorf("%q: code %d, %q", c.args, r.code, r.stderr)
+		}
+	}
+	if asked := untouched.requests(); slices.ContainsFunc(asked, func(r string) bool { return strings.HasSuffix(r, "/containers/create") }) {
+		t.Errorf("%q", asked)
 	}
 }
 
@@ -76,10 +96,12 @@ func TestSpans(t *testing.T) {
 	at := func(n int) time.Time { return began.Add(time.Duration(n) * time.Millisecond) }
 	tm := &timing{began: began, marks: []mark{{"client", at(5)}, {"start", at(50)}, {"end", at(60)}}}
 	daemon := &daemonStart{Began: at(6)}
-	daemon.Phases = append(daemon.Phases, struct {
-		Name string
-		End  time.Duration
-	}{"create", 20 * time.Millisecond})
+	for _, name := range []string{"prepared", "plug", "create", "exec"} {
+		daemon.Phases = append(daemon.Phases, struct {
+			Name string
+			End  time.Duration
+		}{name, 20 * time.Millisecond})
+	}
 	total := time.Duration(0)
 	var names []string
 	for _, s := range tm.spans(daemon) {
@@ -89,7 +111,7 @@ func TestSpans(t *testing.T) {
 		total += s.Took
 		names = append(names, s.Name)
 	}
-	if total != 60*time.Millisecond || strings.Join(names, " ") != "client mount start end" {
+	if total != 60*time.Millisecond || strings.Join(names, " ") != "client take plug mount exec start end" {
 		t.Errorf("%s: %q", total, names)
 	}
 	daemon.Began = at(-1000) // another machine's clock

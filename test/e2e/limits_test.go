@@ -49,6 +49,9 @@ func TestCostOfAContainer(t *testing.T) {
 	if !strings.Contains(c.ok(t, "cost"), name) {
 		t.Error("it is not among all")
 	}
+	if text := c.ok(t, "stats", "--host", "--no-stream", "--format", "{{.Name}} {{.HostPrivate}} {{.HostShared}}", name); len(strings.Fields(text)) != 3 || strings.Contains(text, " 0B") {
+		t.Errorf("stats: %q", text)
+	}
 	if r := c.do(t, nil, "cost", "nobody"); r.code != 1 || !strings.Contains(r.stderr, "No such container: nobody") {
 		t.Errorf("%+v", r)
 	}
