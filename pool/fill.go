@@ -26,7 +26,29 @@ func (p *Pool) run() {
 			return
 		case <-p.wake:
 		case <-look.C:
+			p.renew()
 		}
+	}
+}
+
+// renew lets go of what was made with a monitor that has been upgraded since: its copies would run the old one for as long as the
+// daemon does.
+func (p *Pool) renew() {
+	current, err := p.store.current(p.ctx)
+	if err != nil {
+		return // there is none just now
+	}
+	p.mu.Lock()
+	var old []*class
+	for _, c := range p.classes {
+		if c.template != nil && c.template.Base != current {
+			old = append(old, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range old {
+		p.o.Log.Info("the virtual machine monitor has been upgraded; what was ready is made anew", "cpus", c.CPUs, "memory", c.Memory)
+		p.drain(c)
 	}
 }
 

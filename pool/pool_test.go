@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -527,17 +528,35 @@ func TestOthersTemplates(t *testing.T) {
 	}
 }
 
-// A monitor that is upgraded while the daemon runs finds nothing of its predecessor's, and what it makes is known as its own.
+// A monitor that is upgraded while the daemon runs finds nothing of its predecessor's, nothing that is ready is its predecessor's, and
+// what it makes is known as its own.
 func TestUpgradedMonitor(t *testing.T) {
-	b := newBench(t)
-	p := b.filled()
-	b.driver.Upgrade("two")
-	p.Drain()
-	if r := b.start(p); r != nil {
-		b.end(p, r)
-		t.Error("took a sandbox of the old monitor's template")
+	t.Run("restored", func(t *testing.T) { testUpgradedMonitor(t, newBench(t)) })
+	t.Run("copied", func(t *testing.T) { testUpgradedMonitor(t, newCopying(t)) })
+}
+
+func testUpgradedMonitor(t *testing.T, b *bench) {
+	p := b.open()
+	b.start(p)
+	b.settled(p, 2)
+	old := map[*sandboxtest.Machine]bool{}
+	for _, m := range b.driver.Running() {
+		old[m] = true
 	}
-	b.await("two ready", ready(p, 2))
+	p.renew() // of no effect
+	b.settled(p, 2)
+	for _, m := range b.driver.Running() {
+		if !old[m] {
+			t.Error("made anew for nothing")
+		}
+	}
+	b.driver.Upgrade("two")
+	p.renew()
+	p.nudge()
+	b.settled(p, 2)
+	b.await("the end of all that the old monitor runs", func() bool {
+		return !slices.ContainsFunc(b.driver.Running(), func(m *sandboxtest.Machine) bool { return old[m] })
+	})
 	b.close(p)
 	again := b.open()
 	if r := b.start(again); r == nil {
