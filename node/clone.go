@@ -198,17 +198,19 @@ func (n *Node) goOnAll(ctx context.Context, clones []*ctr, from *savedRun, disk 
 	return fmt.Errorf("none of the %d clones is left, because one did not come to run: %w", len(clones), context.Cause(starting))
 }
 
-// goOnFrom starts a container that has its copy of the disk from what was saved, in its turn. op is held.
+// goOnFrom starts a container that has its copy of the disk from what was saved, in its turn where that is restored. op is held.
 func (c *ctr) goOnFrom(ctx context.Context, from *savedRun, how revival) (err error) {
 	if c.node.pool != nil {
 		defer c.node.pool.Begin()()
 	}
 	steps := newPhases()
-	leave, err := c.node.gate.enter(ctx)
-	if err != nil {
-		return err
+	if from.frozen == nil { // a copy computes little: with those it would only take longer
+		leave, err := c.node.gate.enter(ctx)
+		if err != nil {
+			return err
+		}
+		defer leave()
 	}
-	defer leave()
 	steps.done("queue")
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
