@@ -139,8 +139,12 @@ func Open(ctx context.Context, o Options) (*Node, error) {
 	if n.volumes, err = volume.OpenStore(filepath.Join(o.Root, "volumes"), &n.scratch); err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
-	if n.key, err = snapshot.OpenKey(filepath.Join(o.Root, "snapshot.key")); err != nil {
+	key, replaced, err := snapshot.OpenKey(filepath.Join(o.Root, "snapshot.key"))
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open node: %w", err), st.Close())
+	}
+	if n.key = key; replaced {
+		o.Log.Error("snapshot.key was damaged, and is another one now: what was saved before, hibernated containers included, is not believed any more", "root", o.Root)
 	}
 	n.timings.metrics.registry.MustRegister(newPoolMetrics(n.PoolStatus))
 	if n.warmth, err = openWarmth(filepath.Join(o.Root, "warm")); err != nil {

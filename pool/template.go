@@ -76,7 +76,7 @@ func openStore(ctx context.Context, dir string, driver vm.Driver, guest string, 
 	if err != nil {
 		return nil, err
 	}
-	if s.key, err = snapshot.OpenKey(filepath.Join(dir, keyName)); err != nil {
+	if s.key, _, err = snapshot.OpenKey(filepath.Join(dir, keyName)); err != nil {
 		return nil, err
 	}
 	if err := snapshot.Sweep(dir); err != nil {

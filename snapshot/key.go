@@ -21,24 +21,27 @@ type Key []byte
 
 const keySize = 32
 
-// OpenKey reads the key at path, making it at first. What is not a key is replaced: what it has signed is lost then.
-func OpenKey(path string) (Key, error) {
-	key, err := os.ReadFile(path)
-	if err == nil && len(key) == keySize {
-		return key, nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("open key: %w", err)
+// OpenKey reads the key at path, making it at first. What is not a key is replaced; replaced says so: what it has signed is
+// ErrForeign from then on.
+func OpenKey(path string) (key Key, replaced bool, err error) {
+	key, err = os.ReadFile(path)
+	switch {
+	case err == nil && len(key) == keySize:
+		return key, false, nil
+	case err == nil:
+		replaced = true
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, false, fmt.Errorf("open key: %w", err)
 	}
 	key = make([]byte, keySize)
 	rand.Read(key)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, false, fmt.Errorf("make key: %w", err)
 	}
 	if err := writeSynced(path, key); err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, false, fmt.Errorf("make key: %w", err)
 	}
-	return key, nil
+	return key, replaced, nil
 }
 
 // ManifestName is the name of a directory's manifest.

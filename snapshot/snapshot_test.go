@@ -16,7 +16,7 @@ type note struct{ Text string }
 
 func publish(t *testing.T, parent, name, text string) (snapshot.Key, string) {
 	t.Helper()
-	key, err := snapshot.OpenKey(filepath.Join(parent, "key"))
+	key, _, err := snapshot.OpenKey(filepath.Join(parent, "key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,6 +34,28 @@ func publish(t *testing.T, parent, name, text string) (snapshot.Key, string) {
 	return key, path
 }
 
+// A key that is none is replaced, which is told, and what the old one has signed is not believed.
+func TestDamagedKey(t *testing.T) {
+	parent := t.TempDir()
+	_, dir := publish(t, parent, "a", "hello")
+	path := filepath.Join(parent, "key")
+	for _, size := range []int64{0, 31, 33} {
+		if err := os.Truncate(path, size); err != nil {
+			t.Fatal(err)
+		}
+		key, replaced, err := snapshot.OpenKey(path)
+		if err != nil || !replaced || len(key) != 32 {
+			t.Fatalf("%d bytes: %d of a key, replaced: %v, %v", size, len(key), replaced, err)
+		}
+		if err := key.Verify(dir, new(note)); !errors.Is(err, snapshot.ErrForeign) {
+			t.Errorf("what was signed before: %v", err)
+		}
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("the key's mode is %v, %v", info.Mode(), err)
+		}
+	}
+}
+
 // A manifest is believed as it was written by this installation, and in no other way.
 func TestManifest(t *testing.T) {
 	parent := t.TempDir()
@@ -42,7 +64,7 @@ func TestManifest(t *testing.T) {
 	if err := key.Verify(path, &got); err != nil || got.Text != "hello" {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	if again, err := snapshot.OpenKey(filepath.Join(parent, "key")); err != nil || !bytes.Equal(again, key) {
+	if again, replaced, err := snapshot.OpenKey(filepath.Join(parent, "key")); err != nil || replaced || !bytes.Equal(again, key) {
 		t.Errorf("the key is another one: %v", err)
 	}
 	file := filepath.Join(path, snapshot.ManifestName)
