@@ -55,6 +55,9 @@ func (p *Parent) fork(o *Options) (_ int, _ *os.File, err error) {
 	// The kernel writes the copy's number to where its C library keeps it.
 	flags := uint64(unix.CLONE_PARENT | unix.CLONE_CHILD_SETTID | unix.CLONE_CHILD_CLEARTID | unix.SIGCHLD)
 	_, pid, err := first.call(unix.SYS_CLONE, flags, 0, 0, first.tidAt, 0)
+	if err != nil && pid == 0 {
+		pid = p.orphan()
+	}
 	if pid == 0 {
 		return 0, nil, errors.Join(err, errors.New("no copy was made"))
 	}
@@ -65,9 +68,7 @@ func (p *Parent) fork(o *Options) (_ int, _ *os.File, err error) {
 			if !t.gone { // our child, and not waited for yet
 				unix.Kill(t.tid, unix.SIGKILL)
 			}
-			for _, t := range slices.Backward(c.threads) {
-				t.reap()
-			}
+			t.reap()
 		}
 	}()
 	if err != nil {
@@ -298,15 +299,16 @@ func (c *copied) confine() error {
 
 // makeThreads makes all threads but the first again.
 func (c *copied) makeThreads() error {
+	c.threads[0].leads = true
 	for _, th := range c.parent.threads[1:] {
 		_, tid, err := c.threads[0].call(unix.SYS_CLONE, threadFlags, th.regs.Rsp, th.tidAt, th.tidAt, th.tlsBase)
+		t := &tracee{tid: tid}
 		if err == nil && tid == 0 {
 			err = errors.New("no thread was made")
 		}
 		if err != nil {
 			return err
 		}
-		t := &tracee{tid: tid}
 		c.threads = append(c.threads, t)
 		if err := t.stopped(); err != nil {
 			return err

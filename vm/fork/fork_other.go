@@ -11,7 +11,7 @@ const Supported = false
 type Parent struct{}
 
 // Seize answers ErrUnsupported.
-func Seize(int) (*Parent, error) { return nil, ErrUnsupported }
+func Seize(int, *os.File) (*Parent, error) { return nil, ErrUnsupported }
 
 // Unfiltered tells nothing.
 func (*Parent) Unfiltered() bool { return false }

@@ -7,6 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,7 +19,12 @@ import (
 // seizeSleep makes a parent of a process that waits.
 func seizeSleep(t *testing.T) (*Parent, int) {
 	t.Helper()
-	cmd := exec.Command("sleep", "1000")
+	return seizeCommand(t, "sleep", "1000")
+}
+
+func seizeCommand(t *testing.T, name string, args ...string) (*Parent, int) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -24,8 +32,9 @@ func seizeSleep(t *testing.T) (*Parent, int) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
+	pidfd := openPidfd(t, cmd.Process.Pid)
 	for {
-		p, err := Seize(cmd.Process.Pid)
+		p, err := Seize(cmd.Process.Pid, pidfd)
 		switch {
 		case err == nil:
 			return p, cmd.Process.Pid
@@ -37,6 +46,114 @@ func seizeSleep(t *testing.T) (*Parent, int) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func openPidfd(t *testing.T, pid int) *os.File {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// A process that has the number of one that has ended is not seized for it.
+func TestSeizeAnother(t *testing.T) {
+	over := exec.Command("sleep", "1000")
+	if err := over.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidfd := openPidfd(t, over.Process.Pid)
+	over.Process.Kill()
+	over.Wait()
+	another := exec.Command("sleep", "1000")
+	if err := another.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer another.Wait()
+	defer another.Process.Kill()
+	if p, err := Seize(another.Process.Pid, pidfd); !errors.Is(err, ErrGone) {
+		t.Errorf("%v, want ErrGone", err)
+		if err == nil {
+			p.Close()
+		}
+	}
+	if tracer, err := exec.Command("grep", "TracerPid:\t0", fmt.Sprintf("/proc/%d/status", another.Process.Pid)).Output(); err != nil {
+		t.Errorf("it is still traced: %s %v", tracer, err)
+	}
+}
+
+// A parent that is killed at any moment of a copy's making leaves nothing behind.
+func TestParentKilledAnytime(t *testing.T) {
+	for i := range 150 {
+		p, parent := seizeSleep(t)
+		go func() {
+			for began := time.Now(); time.Since(began) < time.Duration(i)*2*time.Microsecond; {
+			}
+			unix.Kill(parent, unix.SIGKILL)
+		}()
+		pid, pidfd, err := p.Fork(Options{})
+		if err == nil {
+			endCopy(t, pid, pidfd)
+		}
+		p.Close()
+		if left := children(t); len(left) > 1 || len(left) == 1 && left[0] != parent {
+			t.Fatalf("try %d: left are %v of %d, after %v", i, left, parent, err)
+		}
+		unix.Wait4(parent, nil, 0, nil)
+	}
+}
+
+// A copy that is killed at any moment of its threads' making leaves nothing behind, and keeps nobody waiting.
+func TestCopyKilledAnytime(t *testing.T) {
+	const qemu = "qemu-system-x86_64" // it has a second thread from the beginning
+	if _, err := exec.LookPath(qemu); err != nil {
+		t.Skip(err)
+	}
+	p, parent := seizeCommand(t, qemu, "-M", "none", "-nodefaults", "-display", "none")
+	defer p.Close()
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", parent))
+	if err != nil || len(tasks) < 2 {
+		t.Skip("QEMU has one thread", err)
+	}
+	for i := range 300 {
+		pid, pidfd, err := p.Fork(Options{Filter: func(pid int) []unix.SockFilter {
+			go func() {
+				for began := time.Now(); time.Since(began) < time.Duration(i)*time.Microsecond; {
+				}
+				unix.Kill(pid, unix.SIGKILL)
+			}()
+			return allow()
+		}})
+		if err == nil {
+			endCopy(t, pid, pidfd)
+		}
+		if left := children(t); !slices.Equal(left, []int{parent}) {
+			t.Fatalf("try %d: left are %v of %d, after %v", i, left, parent, err)
+		}
+	}
+}
+
+// children are this process's.
+func children(t *testing.T) (all []int) {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		b, _ := os.ReadFile(path) // the thread may have ended
+		for _, word := range strings.Fields(string(b)) {
+			pid, err := strconv.Atoi(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, pid)
+		}
+	}
+	return all
 }
 
 // allow is a filter that allows all.

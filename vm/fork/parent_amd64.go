@@ -39,11 +39,12 @@ type eventfd struct {
 	flags uint64
 }
 
-// Seize makes a parent of a process, a child of the caller's. On error the process goes on, if it still can. Errors: ErrUnsupported, ErrBusy.
-func Seize(pid int) (*Parent, error) {
+// Seize makes a parent of a process, a child of the caller's, to which pidfd refers. On error the process goes on, if it still can. Errors:
+// ErrUnsupported, ErrBusy, ErrGone.
+func Seize(pid int, pidfd *os.File) (*Parent, error) {
 	p := &Parent{calls: make(chan func()), closed: make(chan struct{})}
 	seized := make(chan error)
-	go p.serve(pid, seized)
+	go p.serve(pid, pidfd, seized)
 	if err := <-seized; err != nil {
 		return nil, fmt.Errorf("seize process %d: %w", pid, err)
 	}
@@ -61,10 +62,10 @@ func (p *Parent) Able() bool { return p.caps.any() }
 func (p *Parent) Close() { p.close() }
 
 // serve does on one thread, which alone may, all that concerns what it traces.
-func (p *Parent) serve(pid int, seized chan<- error) {
+func (p *Parent) serve(pid int, pidfd *os.File, seized chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	err := p.seize(pid)
+	err := p.seize(pid, pidfd)
 	if err != nil {
 		for _, t := range p.threads {
 			t.release()
@@ -95,7 +96,7 @@ func reap(threads []*thread) {
 }
 
 // seize stops all threads and learns all that a copy needs to know.
-func (p *Parent) seize(pid int) error {
+func (p *Parent) seize(pid int, pidfd *os.File) error {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*", pid))
 	if err != nil {
 		return err
@@ -132,6 +133,10 @@ func (p *Parent) seize(pid int) error {
 	if again, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*", pid)); len(again) != len(tids) {
 		return fmt.Errorf("%w: it makes and ends threads", ErrBusy)
 	}
+	// What stands still keeps its number: if the process has not ended, it is that one.
+	if ended, err := over(pidfd); err != nil || ended {
+		return errors.Join(ErrGone, err)
+	}
 	for i, t := range p.threads {
 		if err := t.rest(); err != nil {
 			return err
@@ -163,6 +168,20 @@ func (p *Parent) seize(pid int) error {
 		return fmt.Errorf("put its capabilities into effect: %w", err)
 	}
 	return nil
+}
+
+// over tells whether a process has ended: its pidfd is readable then.
+func over(pidfd *os.File) (ended bool, err error) {
+	conn, err := pidfd.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	controlled := conn.Control(func(fd uintptr) {
+		var n int
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		ended = n > 0
+	})
+	return ended, errors.Join(controlled, err)
 }
 
 // checkInstruction looks whether there is a system call where there must be one.

@@ -34,6 +34,7 @@ type tracee struct {
 	tid     int
 	regs    unix.PtraceRegs // what it goes on with
 	syscall uint64          // address of a system call instruction
+	leads   bool            // it is its process's first, which has a process group of its own, and makes threads
 	gone    bool            // its end has been waited for: its number may be another's by now
 }
 
@@ -81,6 +82,11 @@ func (t *tracee) stopped() error {
 func (t *tracee) wait() (unix.WaitStatus, error) {
 	var ws unix.WaitStatus
 	for {
+		if t.leads {
+			if err := t.awaitGroup(); err != nil {
+				return 0, err
+			}
+		}
 		_, err := unix.Wait4(t.tid, &ws, unix.WALL, nil)
 		switch {
 		case err == unix.EINTR:
@@ -120,7 +126,7 @@ func (t *tracee) rest() error {
 	return nil
 }
 
-// call makes the thread make a system call, and returns what that does. child is the process or thread that clone has made.
+// call makes the thread make a system call, and returns what that does. child is the process or thread that clone has made, also on error.
 func (t *tracee) call(number uintptr, args ...uint64) (result uint64, child int, err error) {
 	regs := t.regs
 	regs.Rax, regs.Rip, regs.Orig_rax = uint64(number), t.syscall, notInSyscall
@@ -135,11 +141,11 @@ func (t *tracee) call(number uintptr, args ...uint64) (result uint64, child int,
 	}
 	for {
 		if err := ptrace(unix.PTRACE_SINGLESTEP, t.tid, 0, 0); err != nil {
-			return 0, 0, err
+			return 0, child, err
 		}
 		ws, err := t.wait()
 		if err != nil {
-			return 0, 0, err
+			return 0, child, err
 		}
 		if event := int(ws) >> eventShift; event == unix.PTRACE_EVENT_CLONE || event == unix.PTRACE_EVENT_FORK {
 			var id uint64
@@ -155,6 +161,10 @@ func (t *tracee) call(number uintptr, args ...uint64) (result uint64, child int,
 	}
 	if err := t.read(&regs); err != nil {
 		return 0, child, err
+	}
+	// A system call leaves in RCX where it returns to (the x86-64 architecture).
+	if regs.Rip != t.syscall+2 || regs.Rcx != regs.Rip {
+		return 0, child, fmt.Errorf("%w: thread %d was to make system call %d and did something else", ErrUnsupported, t.tid, number)
 	}
 	if errno := -int64(regs.Rax); errno > 0 && errno < 4096 {
 		return 0, child, fmt.Errorf("system call %d in thread %d: %w", number, t.tid, unix.Errno(errno))
@@ -177,8 +187,13 @@ func (t *tracee) release() {
 	}
 }
 
-// reap waits for the thread's end.
+// reap waits for the thread's end, and for that of all threads if it leads.
 func (t *tracee) reap() {
+	for t.leads && !t.gone {
+		if _, err := unix.Wait4(-t.tid, nil, unix.WALL, nil); err != nil && err != unix.EINTR {
+			return // there are no more
+		}
+	}
 	for !t.gone {
 		var ws unix.WaitStatus
 		_, err := unix.Wait4(t.tid, &ws, unix.WALL, nil)

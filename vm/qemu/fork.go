@@ -88,9 +88,12 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 		if alone, err := m.alone(); err != nil || !alone {
 			return false, err
 		}
-		p.process, err = fork.Seize(m.proc.pid)
+		p.process, err = fork.Seize(m.proc.pid, m.proc.pidfd)
 		if errors.Is(err, fork.ErrBusy) {
 			return false, nil
+		}
+		if errors.Is(err, fork.ErrGone) {
+			err = fmt.Errorf("%w: %w", vm.ErrExited, err)
 		}
 		return true, err
 	})
