@@ -101,6 +101,11 @@ func (m *machine) freeze(ctx context.Context) (*parent, error) {
 		p.process.Close()
 		err = fmt.Errorf("%w: it was not started Forkable, and its seccomp filter cannot be suspended", errors.ErrUnsupported)
 	}
+	if err == nil {
+		if err = p.checkShared(); err != nil {
+			p.process.Close()
+		}
+	}
 	if err != nil {
 		if errors.Is(err, fork.ErrUnsupported) {
 			err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)

@@ -16,6 +16,7 @@ import (
 	"unsafe"
 
 	"github.com/cradlevm/cradle/vm"
+	"github.com/cradlevm/cradle/vm/fork"
 	"golang.org/x/sys/unix"
 )
 
@@ -192,6 +193,40 @@ func TestCopiedParentIsConfined(t *testing.T) {
 		}
 		defer machine.Kill()
 		checkStatus(t, machine.PID(), own, 1+int(generation))
+	}
+}
+
+// A monitor that holds what it was not given, and can write to it, is not copied.
+func TestFreezeWithMore(t *testing.T) {
+	c := guestConfig(t)
+	c.Forkable = true
+	d := New(testOptions())
+	if !d.Forks(t.Context()) {
+		t.Skip("VMs cannot be copied here")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	machine, err := d.Start(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer machine.Kill()
+	const words, more = 2, 60
+	for {
+		err := fork.Redirect(machine.PID(), words, []int{more})
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fork.ErrBusy) {
+			t.Fatal(err)
+		}
+	}
+	source, err := machine.(vm.Freezer).Freeze(ctx)
+	if err == nil {
+		source.Close()
+	}
+	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), fmt.Sprintf("descriptor %d ", more)) {
+		t.Errorf("froze it: %v", err)
 	}
 }
 

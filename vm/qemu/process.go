@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -52,6 +53,8 @@ func (s *spawn) start() (*process, error) {
 	for _, f := range s.files {
 		fds = append(fds, f.Fd())
 	}
+	// What this process has inherited without asking for it is not for QEMU. Kernels older than 5.11 do not know the flag.
+	unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	pidfd := -1
 	attr := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	if (s.uid != 0 || s.gid != 0) && os.Geteuid() == 0 {
