@@ -225,7 +225,7 @@ func TestSavedByAnotherVersion(t *testing.T) {
 		h.driver.Upgrade("2")
 		told := func(what string, err error) {
 			t.Helper()
-			if !cerrdefs.IsConflict(err) || !strings.Contains(err.Error(), "another version") {
+			if !cerrdefs.IsConflict(err) || !strings.Contains(err.Error(), "another version of the virtual machine monitor") {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
@@ -545,5 +545,25 @@ func TestRemoveWhileSaving(t *testing.T) {
 				h.empty()
 			})
 		})
+	}
+}
+
+// Who cannot restore is told what has changed, not all that there is.
+func TestFormDiffers(t *testing.T) {
+	now := form{Format: 1, Protocol: 2, Guest: "aaaaaaaaaaaaaaaa", Monitor: "QEMU 7.2; tcg; tsc 2596 MHz"}
+	for want, change := range map[string]func(*form){
+		"cradle (format 3, protocol 2; now 1, 2)":                       func(f *form) { f.Format = 3 },
+		"the guest's kernel and agent (bbbbbbbbbbbb; now aaaaaaaaaaaa)": func(f *form) { f.Guest = "bbbbbbbbbbbbbbbb" },
+		`("QEMU 10.0"; now "QEMU 7.2")`:                                 func(f *form) { f.Monitor = "QEMU 10.0; tcg; tsc 2596 MHz" },
+		`("tsc 1000 MHz"; now "tsc 2596 MHz")`:                          func(f *form) { f.Monitor = "QEMU 7.2; tcg; tsc 1000 MHz" },
+		`(""; now "tsc 2596 MHz")`:                                      func(f *form) { f.Monitor = "QEMU 7.2; tcg" },
+		`("kvm"; now "")`:                                               func(f *form) { f.Monitor += "; kvm" },
+		`(""; now "QEMU 7.2")`:                                          func(f *form) { f.Monitor = "" },
+	} {
+		was := now
+		change(&was)
+		if got := was.differs(now); !strings.Contains(got, want) {
+			t.Errorf("%q, not %q", got, want)
+		}
 	}
 }

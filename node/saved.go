@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -202,10 +203,26 @@ func (n *Node) suits(ctx context.Context, m savedManifest) error {
 		return err
 	}
 	if m.Form != f {
-		return conflict("it was saved with another version of cradle, its guest or the virtual machine monitor (%s, guest %.12s), not the present one (%s, guest %.12s)",
-			m.Form.Monitor, m.Form.Guest, f.Monitor, f.Guest)
+		return conflict("it was saved with another version of %s", m.Form.differs(f))
 	}
 	return nil
+}
+
+// differs says in what a form is not the present one.
+func (f form) differs(now form) string {
+	switch {
+	case f.Format != now.Format || f.Protocol != now.Protocol:
+		return fmt.Sprintf("cradle (format %d, protocol %d; now %d, %d)", f.Format, f.Protocol, now.Format, now.Protocol)
+	case f.Guest != now.Guest:
+		return fmt.Sprintf("the guest's kernel and agent (%.12s; now %.12s)", f.Guest, now.Guest)
+	}
+	was, is := f.Monitor, now.Monitor // which are long, and mostly the same
+	var one, other string
+	for one == other && was+is != "" {
+		one, was, _ = strings.Cut(was, "; ")
+		other, is, _ = strings.Cut(is, "; ")
+	}
+	return fmt.Sprintf("the virtual machine monitor, or of how it is used (%.200q; now %.200q)", one, other)
 }
 
 // load reads the saved container that m describes, whose files are in dir and whose disk is at scratch, and checks all of

@@ -158,7 +158,7 @@ func TestUnsuitableArchive(t *testing.T) {
 		refused("load that first")
 		other.images.gone = false
 		other.driver.Upgrade("2")
-		refused("not the present one")
+		refused("another version of the virtual machine monitor")
 		other.driver.Upgrade("")
 		if _, err := other.SnapshotImport(ctx, "../x", true, bytes.NewReader(archive)); err == nil || !strings.Contains(err.Error(), "invalid name") {
 			t.Errorf("%v", err)
