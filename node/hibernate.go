@@ -128,13 +128,9 @@ func (c *ctr) wakeHibernated(ctx context.Context, rec record, steps *phases, und
 func (c *ctr) wakeState(ctx context.Context, steps *phases, undo *undoStack) (*sandbox.Sandbox, error) {
 	n, dir := c.node, c.stateDir()
 	disk, aside := filepath.Join(c.dir(), scratchName), filepath.Join(dir, scratchName)
-	var m savedManifest
-	if err := n.key.Verify(dir, &m); err != nil {
-		return nil, conflict("its saved state is damaged: %v", err)
-	}
-	from, err := n.load(ctx, m, dir, disk)
+	from, err := n.loadState(ctx, dir, disk)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w (`cradle restore-state --discard` gives its processes up, and keeps its disk)", err)
 	}
 	defer from.saved.Close()
 	steps.done("load")
@@ -149,6 +145,15 @@ func (c *ctr) wakeState(ctx context.Context, steps *phases, undo *undoStack) (*s
 	go func() { lasting <- volume.Sync(disk) }()
 	machine, err := c.revive(ctx, from, revival{same: true}, steps, undo)
 	return machine, errors.Join(err, <-lasting)
+}
+
+// loadState reads the state of a hibernated container.
+func (n *Node) loadState(ctx context.Context, dir, disk string) (*savedRun, error) {
+	var m savedManifest
+	if err := n.key.Verify(dir, &m); err != nil {
+		return nil, conflict("its saved state is damaged: %v", err)
+	}
+	return n.load(ctx, m, dir, disk)
 }
 
 // dropState removes the saved state of a container that is not hibernated any more.
