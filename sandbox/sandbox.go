@@ -22,6 +22,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -254,7 +256,7 @@ func (s *Sandbox) classify(err error) error {
 		return err
 	}
 	grace := time.Duration(0)
-	if errors.Is(err, wire.ErrSession) {
+	if errors.Is(err, wire.ErrSession) || errors.Is(err, io.EOF) || errors.As(err, new(*net.OpError)) { // the latter two while it is being opened
 		grace = goneGrace
 	}
 	t := time.NewTimer(grace)
