@@ -8,6 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
 	"github.com/cradlevm/cradle/pool"
 )
 
@@ -50,7 +53,37 @@ func TestTimings(t *testing.T) {
 				t.Errorf("the metrics do not say %s", want)
 			}
 		}
+		wantHistograms(t, string(text), "cradle_start_seconds", "cradle_start_phase_seconds", "cradle_machine_seconds")
 	})
+}
+
+// wantHistograms has Prometheus' own parser read the metrics, and looks at what it takes for histograms: buckets that go up and end
+// with all there is.
+func wantHistograms(t *testing.T, text string, names ...string) {
+	t.Helper()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		all := families[name].GetMetric()
+		if len(all) == 0 {
+			t.Errorf("no %s", name)
+		}
+		for _, m := range all {
+			h, last := m.GetHistogram(), uint64(0)
+			for _, b := range h.GetBucket() {
+				if b.GetCumulativeCount() < last {
+					t.Errorf("%s: %s", name, h)
+				}
+				last = b.GetCumulativeCount()
+			}
+			if h.GetSampleCount() == 0 || last != h.GetSampleCount() || h.GetSampleSum() < 0 {
+				t.Errorf("%s: %s", name, h)
+			}
+		}
+	}
 }
 
 func TestOnlyTheLastStartsAreKept(t *testing.T) {

@@ -164,6 +164,9 @@ func (l *launch) kernelWords() []string {
 	// compaction of memory that looks twice a second for something to do, the adding up of a processor's counters of memory, which is done
 	// each time that it falls idle as well, and probes of neighbours that nobody has asked for.
 	words = append(words, "sysctl.vm.compaction_proactiveness=0", "sysctl.vm.stat_interval=3600")
+	// Nor does the kernel add up who waited for what (PSI): it would look every two seconds, and memory cgroups' counters, which wait
+	// for a processor that is awake, would be added up each time, which gives it a reason to look again.
+	words = append(words, "psi=0")
 	for _, family := range []string{"ipv4", "ipv6"} {
 		words = append(words, "sysctl.net."+family+".neigh.default.interval_probe_time_ms=86400000")
 	}
