@@ -82,14 +82,16 @@ func (t *tracee) stopped() error {
 func (t *tracee) wait() (unix.WaitStatus, error) {
 	var ws unix.WaitStatus
 	for {
+		how := unix.WALL
 		if t.leads {
 			if err := t.awaitGroup(); err != nil {
 				return 0, err
 			}
+			how |= unix.WNOHANG // it may have been killed since
 		}
-		_, err := unix.Wait4(t.tid, &ws, unix.WALL, nil)
+		got, err := unix.Wait4(t.tid, &ws, how, nil)
 		switch {
-		case err == unix.EINTR:
+		case err == unix.EINTR, err == nil && got == 0:
 		case err != nil:
 			return 0, fmt.Errorf("wait for thread %d: %w", t.tid, err)
 		case !ws.Stopped():
