@@ -310,7 +310,12 @@ func (c *copied) makeThreads() error {
 			return err
 		}
 		c.threads = append(c.threads, t)
-		if err := t.stopped(); err != nil {
+		if first := c.threads[0]; first.made == tid {
+			err = t.standing(first.madeAt)
+		} else {
+			err = t.stopped()
+		}
+		if err != nil {
 			return err
 		}
 		if err := th.become(t); err != nil {

@@ -32,8 +32,8 @@ func (p *Parent) orphan() int {
 // pidAt is where struct siginfo of SIGCHLD has the process's number (linux/asm-generic/siginfo.h).
 const pidAt = 16
 
-// awaitGroup returns when there is something to wait for of the first thread of a process that leads its group. Threads that have ended it
-// waits for: until then the first one's end, which is the process's, cannot be.
+// awaitGroup returns when there is something to wait for of the first thread of a process that leads its group. What there is of others before, it
+// waits for: until a thread's end has been waited for, the first one's, which is the process's, cannot be; and the stop of one that has just been made it keeps.
 func (t *tracee) awaitGroup() error {
 	for {
 		var info unix.Siginfo
@@ -41,21 +41,16 @@ func (t *tracee) awaitGroup() error {
 		if err == unix.EINTR {
 			continue
 		}
-		pid := int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), pidAt)))
-		const trapped = 4 // CLD_TRAPPED
-		switch {
-		case err != nil:
+		if err != nil {
 			return fmt.Errorf("wait for threads of process %d: %w", t.tid, err)
-		case pid == t.tid:
+		}
+		tid := int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), pidAt)))
+		if tid == t.tid {
 			return nil
-		case info.Code != trapped:
-			unix.Wait4(pid, nil, unix.WALL, nil)
-		default: // one that has just been made: it is looked at later
-			info = unix.Siginfo{}
-			err := unix.Waitid(unix.P_PID, t.tid, &info, unix.WEXITED|unix.WSTOPPED|unix.WNOWAIT|unix.WALL|unix.WNOHANG, nil)
-			if err != nil || info.Signo != 0 {
-				return err
-			}
+		}
+		var ws unix.WaitStatus
+		if got, _ := unix.Wait4(tid, &ws, unix.WALL|unix.WNOHANG, nil); got == tid && ws.Stopped() {
+			t.made, t.madeAt = tid, ws
 		}
 	}
 }

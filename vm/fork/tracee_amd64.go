@@ -35,7 +35,9 @@ type tracee struct {
 	regs    unix.PtraceRegs // what it goes on with
 	syscall uint64          // address of a system call instruction
 	leads   bool            // it is its process's first, which has a process group of its own, and makes threads
-	gone    bool            // its end has been waited for: its number may be another's by now
+	made    int             // the thread whose stop has been waited for already, and which that is; 0: none
+	madeAt  unix.WaitStatus
+	gone    bool // its end has been waited for: its number may be another's by now
 }
 
 // ptrace makes a request.
@@ -72,6 +74,11 @@ func (t *tracee) stopped() error {
 	if err != nil {
 		return err
 	}
+	return t.standing(ws)
+}
+
+// standing is stopped for one whose stop has been waited for.
+func (t *tracee) standing(ws unix.WaitStatus) error {
 	if int(ws)>>eventShift != eventStop {
 		return fmt.Errorf("%w: thread %d has stopped by signal %d", ErrBusy, t.tid, ws.StopSignal())
 	}
