@@ -41,11 +41,12 @@ type Driver struct {
 	qemu   func() (*installation, error)
 	accel  func() accelerator
 	tscKHz func() int
+	netns  func() (*os.File, error) // noNetwork, once
 }
 
 // New makes a driver. It looks at nothing yet; what it needs to know about the machine, it finds out once.
 func New(o Options) *Driver {
-	d := &Driver{count: o.CountInstructions, apart: o.Apart, tscKHz: sync.OnceValue(tscKHz)}
+	d := &Driver{count: o.CountInstructions, apart: o.Apart, tscKHz: sync.OnceValue(tscKHz), netns: sync.OnceValues(noNetwork)}
 	d.qemu = installed(o.Binary)
 	d.accel = sync.OnceValue(d.findAccelerator)
 	return d

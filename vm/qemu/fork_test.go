@@ -125,6 +125,7 @@ func TestCopyIsConfined(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer started.Kill()
+	checkNoNetwork(t, started.PID())
 	source, err := started.(vm.Freezer).Freeze(ctx) // it has not booted: what it does then is as good as any
 	if err != nil {
 		t.Fatal(err)
@@ -145,6 +146,7 @@ func TestCopyIsConfined(t *testing.T) {
 		defer copied.Kill()
 		pid := copied.PID()
 		checkStatus(t, pid, own, 2)
+		checkNoNetwork(t, pid)
 		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err != nil || !strings.Contains(string(line), "\x00-name\x00"+own.ID+"\x00") {
 			t.Errorf("copy %d is listed as %q (%v)", i, line, err)
 		}
@@ -255,6 +257,23 @@ func checkStatus(t *testing.T, pid int, c vm.Config, filters int) {
 	for key, want := range wants {
 		if status[key] != want {
 			t.Errorf("copy %d: %s is %q, want %q", pid, key, status[key], want)
+		}
+	}
+}
+
+// checkNoNetwork checks that a monitor of root's has no network but a loopback interface.
+func checkNoNetwork(t *testing.T, pid int) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return
+	}
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, line := range strings.Split(strings.TrimSpace(string(table)), "\n") {
+		if name, _, _ := strings.Cut(strings.TrimSpace(line), ":"); i >= 2 && name != "lo" { // after two lines of heads
+			t.Errorf("monitor %d is in a network with %s", pid, name)
 		}
 	}
 }

@@ -205,6 +205,10 @@ func (d *Driver) execute(c vm.Config, q *installation, accel string, in *inputs,
 	if accel == vm.AccelKVM {
 		s.groups = kvmGroup()
 	}
+	var err error
+	if s.netns, err = d.netns(); err != nil {
+		return nil, nil, err
+	}
 	proc, err := s.start()
 	return proc, l, err
 }

@@ -35,6 +35,7 @@ type spawn struct {
 	groups   []uint32   // supplementary groups, when uid or gid changes
 	cgroup   string     // cgroup v2 directory; empty: the caller's
 	caps     []uintptr  // capabilities it keeps although its user is not root
+	netns    *os.File   // network namespace; nil: the caller's
 }
 
 // start runs the program argv[0] in a session of its own, without environment, in the root directory: it needs
@@ -70,7 +71,15 @@ func (s *spawn) start() (*process, error) {
 		defer unix.Close(dir)
 		attr.UseCgroupFD, attr.CgroupFD = true, dir
 	}
-	pid, err := syscall.ForkExec(s.argv[0], s.argv, &syscall.ProcAttr{Dir: "/", Files: fds, Sys: attr})
+	execute := func() (int, error) {
+		return syscall.ForkExec(s.argv[0], s.argv, &syscall.ProcAttr{Dir: "/", Files: fds, Sys: attr})
+	}
+	var pid int
+	if s.netns == nil {
+		pid, err = execute()
+	} else {
+		pid, err = in(s.netns, execute)
+	}
 	if err != nil {
 		words.Close()
 		return nil, fmt.Errorf("start %s: %w", s.argv[0], err)

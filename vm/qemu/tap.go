@@ -3,7 +3,6 @@ package qemu
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"github.com/cradlevm/cradle/vm"
 	"golang.org/x/sys/unix"
@@ -28,35 +27,7 @@ func inNetNS(path string, f func() (*os.File, error)) (*os.File, error) {
 		return nil, err
 	}
 	defer ns.Close()
-	return onThread(func() (*os.File, error) {
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return nil, fmt.Errorf("enter %s: %w", path, err)
-		}
-		return f()
-	})
-}
-
-// onThread calls f on a thread that ends afterwards: its namespace is nobody else's. That is never the process's first one, which
-// would stay, and keep the namespace.
-func onThread(f func() (*os.File, error)) (*os.File, error) {
-	type result struct {
-		file *os.File
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread()
-		var r result
-		if unix.Gettid() == unix.Getpid() {
-			r.file, r.err = onThread(f) // elsewhere, this one being taken
-			runtime.UnlockOSThread()
-		} else {
-			r.file, r.err = f()
-		}
-		done <- r
-	}()
-	r := <-done
-	return r.file, r.err
+	return in(ns, f)
 }
 
 func attachTAP(name string) (_ *os.File, err error) {
