@@ -106,25 +106,32 @@ func TestCopyFilter(t *testing.T) {
 	}
 }
 
-// A copy runs as a user of its own, without a capability, in a session of its own, traced by nobody, filtered twice, and shares
-// no socket with the VM that it is a copy of, or with its sibling.
-func TestCopyIsConfined(t *testing.T) {
+// startForkable starts a VM that can be copied, as another user where that can be; it ends with the test.
+func startForkable(ctx context.Context, t *testing.T) (vm.Config, vm.VM) {
+	t.Helper()
 	c := guestConfig(t)
 	c.Forkable = true
 	if os.Geteuid() == 0 {
 		c.UID, c.GID = 1_900_123_400, 1_900_123_400
 	}
 	d := New(testOptions())
-	if !d.Forks(t.Context()) {
+	if !d.Forks(ctx) {
 		t.Skip("VMs cannot be copied here")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	started, err := d.Start(ctx, c)
+	m, err := d.Start(ctx, c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer started.Kill()
+	t.Cleanup(func() { m.Kill() })
+	return c, m
+}
+
+// A copy runs as a user of its own, without a capability, in a session of its own, traced by nobody, filtered twice, and shares
+// no socket with the VM that it is a copy of, or with its sibling.
+func TestCopyIsConfined(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, started := startForkable(ctx, t)
 	checkNoNetwork(t, started.PID())
 	source, err := started.(vm.Freezer).Freeze(ctx) // it has not booted: what it does then is as good as any
 	if err != nil {
@@ -162,23 +169,12 @@ func TestCopyIsConfined(t *testing.T) {
 // A copy that is going to be copied as well cannot become another user, though its copies can: it has no capability in effect, nor may it
 // put one into effect. Copies of it have none.
 func TestCopiedParentIsConfined(t *testing.T) {
-	c := guestConfig(t)
-	c.Forkable = true
 	if os.Geteuid() != 0 {
 		t.Skip("only root's copies are other users")
 	}
-	c.UID, c.GID = 1_900_123_400, 1_900_123_400
-	d := New(testOptions())
-	if !d.Forks(t.Context()) {
-		t.Skip("VMs cannot be copied here")
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	machine, err := d.Start(ctx, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer machine.Kill()
+	c, machine := startForkable(ctx, t)
 	for generation := uint32(1); generation <= 3; generation++ {
 		source, err := machine.(vm.Freezer).Freeze(ctx)
 		if err != nil {
@@ -200,19 +196,9 @@ func TestCopiedParentIsConfined(t *testing.T) {
 
 // A monitor that holds what it was not given, and can write to it, is not copied.
 func TestFreezeWithMore(t *testing.T) {
-	c := guestConfig(t)
-	c.Forkable = true
-	d := New(testOptions())
-	if !d.Forks(t.Context()) {
-		t.Skip("VMs cannot be copied here")
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	machine, err := d.Start(ctx, c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer machine.Kill()
+	_, machine := startForkable(ctx, t)
 	const words, more = 2, 60
 	for {
 		err := fork.Redirect(machine.PID(), words, []int{more})
