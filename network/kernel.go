@@ -283,6 +283,5 @@ func (n *Networks) RemoveTAP(ctx context.Context, name string) error {
 	if err := k.links.disconnect(name); err != nil {
 		return err
 	}
-	k.spares.remove(name)
-	return nil
+	return k.spares.remove(name)
 }

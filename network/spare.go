@@ -75,15 +75,18 @@ func (s *spares) make() bool {
 	return s.making
 }
 
-// remove has a TAP deleted, down and on no bridge, whose machine has gone.
-func (s *spares) remove(name string) {
+// remove deletes a TAP, down and on no bridge, whose machine has gone: in the background, but for what is left after close.
+func (s *spares) remove(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.left[name] {
-		return // what is left now, the next daemon finds
+	if s.closed {
+		return s.links.removeTAP(name)
 	}
-	s.left[name] = true
-	s.work.Go(func() { s.delete(name) })
+	if !s.left[name] {
+		s.left[name] = true
+		s.work.Go(func() { s.delete(name) })
+	}
+	return nil
 }
 
 func (s *spares) delete(name string) {

@@ -122,6 +122,33 @@ func TestSpareTAPs(t *testing.T) {
 	h.open()
 }
 
+// TestTAPAfterReset: a machine that was being made while all was reset leaves no TAP when it goes.
+func TestTAPAfterReset(t *testing.T) {
+	h := newHouse(t)
+	ctx := context.Background()
+	h.spares.ahead = 2
+	tap, err := h.MakeTAP(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.idle()
+	if err := h.Reset(ctx); err != nil {
+		t.Fatal(err)
+	}
+	late, err := h.MakeTAP(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{tap, late} {
+		if err := h.RemoveTAP(ctx, name); err != nil {
+			t.Error(err)
+		}
+	}
+	if taps, err := h.links.taps(); err != nil || len(taps) != 0 {
+		t.Errorf("left: %v, %v", taps, err)
+	}
+}
+
 // TestMovingOut: without endpoints nothing is left on the host when the daemon ends, and the next one makes it again.
 func TestMovingOut(t *testing.T) {
 	h := newHouse(t)
