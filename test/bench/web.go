@@ -151,8 +151,17 @@ func userWeb(ctx context.Context, e env) (s *webServer, stop func() error) {
 		if err := daemon.do(ctx, "network", "create", "--subnet", subnet.String(), "--gateway", gateway.String(), "user"); err != nil {
 			return err
 		}
-		_, err = publish(ctx, e, daemon, "--network", "user", "--ip", guest.String())
+		if _, err = publish(ctx, e, daemon, "--network", "user", "--ip", guest.String()); err != nil {
+			return err
+		}
+		// Monitors have a network namespace without anything; its loopback interface is where this one listens.
+		pid, err := daemon.command(ctx, "inspect", "-f", "{{.State.Pid}}", "web")
+		if err != nil {
+			return err
+		}
+		s.from = []string{"nsenter", "--net=/proc/" + strings.TrimSpace(pid) + "/ns/net"}
 		s.url = "http://" + at + "/"
+		_, err = output(ctx, ownEnv(), s.from[0], append(s.from[1:], "ip", "link", "set", "lo", "up")...)
 		return err
 	}()
 	return s, stop
