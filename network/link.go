@@ -34,7 +34,9 @@ type links struct {
 func (l *links) makeTAP() (string, error) {
 	l.making.Lock()
 	defer l.making.Unlock()
-	name := l.newTAPName()
+	var random [4]byte
+	rand.Read(random[:])
+	name := l.tapPrefix + hex.EncodeToString(random[:])
 	if err := persistTAP(name); err != nil {
 		return "", fmt.Errorf("make TAP: %w", err)
 	}
@@ -45,41 +47,25 @@ func (l *links) makeTAP() (string, error) {
 	return name, nil
 }
 
-func (l *links) newTAPName() string {
-	var random [4]byte
-	rand.Read(random[:])
-	return l.tapPrefix + hex.EncodeToString(random[:])
-}
-
+// persistTAP makes a TAP, as monitors attach to it, that stays when its descriptor goes. EBUSY when there is one.
 func persistTAP(name string) error {
-	fd, err := openTAP(name, unix.IFF_TUN_EXCL)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return os.NewSyscallError("TUNSETIFF", err)
+	}
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOWNER, 0); err != nil { // without an owner, anybody may attach to it
 		return os.NewSyscallError("TUNSETOWNER", err)
 	}
 	return os.NewSyscallError("TUNSETPERSIST", unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
-}
-
-// openTAP opens a TAP as monitors do, or makes one that goes with its descriptor. flags are added: with IFF_TUN_EXCL it is
-// an error (EBUSY) that there is one.
-func openTAP(name string, flags uint16) (int, error) {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, &os.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
-	}
-	ifr, err := unix.NewIfreq(name)
-	if err == nil {
-		ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | flags)
-		err = os.NewSyscallError("TUNSETIFF", unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr))
-	}
-	if err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
 }
 
 func (l *links) prepareTAP(name string) error {

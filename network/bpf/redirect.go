@@ -40,22 +40,21 @@ func redirection(to int) (*ebpf.Program, error) {
 
 // Unredirect takes a device's redirection away. Idempotent. A clsact discipline that is left without filters goes too.
 func Unredirect(from int) error {
-	if p, err := attachedTCX(from, fromGuest, redirectName); err == nil {
-		defer p.Close()
-		err := link.RawDetachProgram(link.RawDetachProgramOptions{Target: from, Program: p, Attach: fromGuest.tcx()})
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("detach redirection: %w", err)
-		}
-		return nil
-	}
-	p, filter, err := attachedClsact(from, fromGuest, redirectName)
+	filter, p, err := find(from, fromGuest, redirectName)
 	if errors.Is(err, ErrUnknown) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	p.Close()
+	defer p.Close()
+	if filter == nil {
+		err := link.RawDetachProgram(link.RawDetachProgramOptions{Target: from, Program: p, Attach: fromGuest.tcx()})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("detach redirection: %w", err)
+		}
+		return nil
+	}
 	if err := netlink.FilterDel(filter); err != nil {
 		return fmt.Errorf("remove redirection: %w", err)
 	}
